@@ -1,0 +1,1 @@
+"""Headrace: a self-hosted function-as-a-service platform."""

@@ -1,0 +1,1 @@
+"""Instances: starts, adopts, scales and stops them."""

@@ -1,0 +1,1 @@
+"""Versions: bundles become them, aliases point at them."""

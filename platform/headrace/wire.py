@@ -1,0 +1,132 @@
+"""The frames between a node and an instance: a sans-I/O codec.
+
+Standard library only and Python 3.9 syntax, because the very same file runs inside the Python shim. The
+protocol itself, for other languages, is `runtime-images/PROTOCOL.md`; its golden vectors are in `tests/golden`.
+
+A frame is a 13-byte prefix in network order (payload length u32, type u8, stream u32, header length u32) and
+the payload: a header (JSON object, UTF-8, may be empty) followed by a body (raw bytes, the rest). Stream 0
+belongs to the instance; the node numbers every call with a stream of its own, never reused on a connection.
+"""
+
+from __future__ import annotations
+
+import json
+from struct import Struct
+from typing import Any, NamedTuple
+
+PROTOCOL = 1
+
+# Frame types. The value is on the wire and never changes its meaning.
+HELLO = 1  # instance -> node: {"protocol", "runtime", "pid", "instance", "loaded", "kind"?}
+LOAD = 2  # node -> instance: what to run, see PROTOCOL.md
+LOADED = 3  # instance -> node: {"kind", "ms"}
+LOAD_FAILED = 4  # instance -> node: {"type", "message", "stack"}
+CALL = 5  # node -> instance: a whole request, or its start when {"more": true}
+REPLY = 6  # instance -> node: a whole answer; {"e": {...}} when the function failed
+HEAD = 7  # instance -> node: status and headers of a streamed answer
+BODY = 8  # both ways: a piece of a streamed body
+END = 9  # both ways: the streamed body is complete, or broken when {"e": {...}}
+WINDOW = 10  # both ways: {"n"} more body bytes may be sent on this stream
+LOG = 11  # instance -> node: {"t", "s", "l"}, body: the text
+CANCEL = 12  # node -> instance: nobody waits for this call any more
+PING = 13
+PONG = 14
+DRAIN = 15  # node -> instance: finish the running calls, shut down, exit
+WS_ACCEPT = 16
+WS_MESSAGE = 17
+WS_CLOSE = 18
+
+MAX_PAYLOAD = 1 << 20  # bytes of header and body together; more is a protocol error
+INLINE = 64 << 10  # a body up to this many bytes travels inside CALL or REPLY
+CHUNK = 64 << 10  # longest body of one BODY frame a sender makes
+WINDOW_SIZE = 256 << 10  # body bytes a sender may have in flight on a stream before the first WINDOW
+
+_PREFIX = Struct(">IBII")
+PREFIX_SIZE = _PREFIX.size
+_pack = _PREFIX.pack
+_unpack_from = _PREFIX.unpack_from
+_to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, check_circular=False).encode
+
+
+class ProtocolError(Exception):
+    """The peer does not speak this protocol; the connection is of no use any more."""
+
+
+class Frame(NamedTuple):
+    type: int
+    stream: int
+    header: bytes
+    body: bytes
+
+
+def encode(type: int, stream: int = 0, header: bytes = b"", body: bytes = b"") -> bytes:
+    """One frame as bytes. `header` is JSON already encoded (see `dumps`), or empty."""
+    size = len(header)
+    return _pack(size + len(body), type, stream, size) + header + body
+
+
+def dumps(header: dict[str, Any]) -> bytes:
+    """A header as bytes. Lone surrogates, which UTF-8 cannot carry, become '?'."""
+    return _to_json(header).encode("utf-8", "replace")
+
+
+def loads(header: bytes) -> dict[str, Any]:
+    """The header of a received frame. Raises `ProtocolError` for anything but a JSON object."""
+    if not header:
+        return {}
+    try:
+        value = json.loads(header)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"frame header is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ProtocolError("frame header is not a JSON object")
+    return value
+
+
+class Decoder:
+    """Turns received bytes, cut anywhere, into frames.
+
+    Holds at most one incomplete frame; a frame over `MAX_PAYLOAD` is refused from its prefix alone.
+    """
+
+    __slots__ = ("_missing", "_parts")
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._missing = 0  # bytes without which no further frame can be complete
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """The frames that `data` completes, in order. Raises `ProtocolError`."""
+        if self._parts:
+            self._parts.append(data)
+            self._missing -= len(data)
+            if self._missing > 0:
+                return []
+            data = b"".join(self._parts)
+            self._parts.clear()
+        frames = []
+        offset, end = 0, len(data)
+        while True:
+            body_at = offset + PREFIX_SIZE
+            if body_at > end:
+                missing = body_at - end
+                break
+            size, type_, stream, header_size = _unpack_from(data, offset)
+            if size > MAX_PAYLOAD or header_size > size:
+                raise ProtocolError(f"frame of type {type_} announces {size} bytes, header {header_size}")
+            next_at = body_at + size
+            if next_at > end:
+                missing = next_at - end
+                break
+            split = body_at + header_size
+            frames.append(Frame(type_, stream, data[body_at:split], data[split:next_at]))
+            offset = next_at
+        if offset < end:
+            self._parts.append(data[offset:])
+            self._missing = missing
+        return frames
+
+    @property
+    def empty(self) -> bool:
+        """True between frames: the stream may end here without having cut one."""
+        return not self._parts
