@@ -105,6 +105,14 @@ class Settings(BaseModel):
         """Marks what belongs to this home, for an engine shared with others."""
         return hashlib.sha256(str(self.home).encode()).hexdigest()[:12]
 
+    def code_dir(self, digest: str) -> Path:
+        """Where the unpacked bundle `digest` is."""
+        return self.home / "code" / digest
+
+    def layer_dir(self, digest: str) -> Path:
+        """Where the dependency layer `digest` is."""
+        return self.home / "layers" / digest
+
     def environment(self) -> dict[str, str]:
         """These settings as the environment of a child process."""
         return {
