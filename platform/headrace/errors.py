@@ -158,3 +158,18 @@ class TimedOut(FunctionError):
     """The call took longer than the version's `timeout_s`."""
 
     code, status, title = "timeout", 504, "Time is up"
+
+
+def from_problem(problem: dict[str, Any]) -> HeadraceError:
+    """The error that `HeadraceError.problem` was made from; a plain `HeadraceError` for an unknown code."""
+    known = {"type", "title", "status", "code", "fault", "detail"}
+    ids = {name: value for name, value in problem.items() if name not in known}
+    kind = _by_code(HeadraceError).get(str(problem.get("code")), HeadraceError)
+    return kind(str(problem.get("detail", "")), **ids)
+
+
+def _by_code(root: type[HeadraceError]) -> dict[str, type[HeadraceError]]:
+    found = {root.code: root}
+    for kind in root.__subclasses__():
+        found.update(_by_code(kind))
+    return found

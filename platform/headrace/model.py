@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
@@ -15,6 +15,7 @@ NAME_PATTERN = r"^[a-z][a-z0-9-]{0,62}$"
 ENV_NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"
 LIVE = "live"
 DEFAULT_NAMESPACE = "default"
+SLOT_S = 10.0  # seconds of one MetricSlot
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 EnvName = Annotated[str, StringConstraints(pattern=ENV_NAME_PATTERN)]
@@ -83,6 +84,17 @@ class VersionConfig(BaseModel):
             if name.startswith("HEADRACE_"):
                 raise ValueError(f"{name}: names starting with HEADRACE_ are the platform's own; rename it")
         return value
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """A part of a list; `next` is the cursor of the part that follows, None at the end."""
+
+    items: list[T]
+    next: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +201,24 @@ class Invocation:
     @property
     def duration_ms(self) -> float:
         return self.queue_ms + self.start_ms + self.run_ms
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSlot:
+    """What one node saw of one version during `SLOT_S` seconds from `at`. Slots of the same key add up."""
+
+    at: float  # start of the slot, a multiple of SLOT_S
+    node: str
+    namespace: str
+    function: str
+    version: int
+    outcomes: dict[str, int]  # Outcome -> count
+    cold_starts: int
+    throttled: int
+    histogram: dict[int, int]  # bucket of telemetry.metrics.Histogram -> count of durations
+    max_ms: float
+    concurrency: int  # most calls at once
+    instances: int  # most instances at once
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What the platform asks of an engine that runs instances: eight verbs, all idempotent.
+"""What the platform asks of an engine that runs instances: nine verbs, all idempotent.
 
 "Already so" and "already gone" are success. Everything raises `EngineUnavailable` when the engine itself does
 not answer, with what to do in the detail. The engine is the truth about what runs: nothing here is remembered.
@@ -20,6 +20,10 @@ class InstanceSpec:
 
     `socket_dir` holds the unix socket `s` on which the node listens for this instance, mounted at
     `/run/headrace`. `code_dir` is mounted at `/function`, `layer_dir` at `/layer`, `shim_dir` at `/shim`.
+    Without `code_dir` the instance is generic: before LOAD the node puts the code into `socket_dir/code`.
+
+    The instance finds its way by its environment, in its own view of the paths: `HEADRACE_SOCKET`,
+    `HEADRACE_INSTANCE`, `HEADRACE_CODE` and, when there is a layer, `HEADRACE_LAYER`.
     """
 
     id: str  # [a-z0-9]{1,32}, unique for ever
@@ -29,7 +33,7 @@ class InstanceSpec:
     network: Network
     socket_dir: Path
     shim_dir: Path
-    code_dir: Path
+    code_dir: Path | None
     layer_dir: Path | None
     labels: dict[str, str] = field(default_factory=dict)
 
@@ -83,6 +87,12 @@ class Driver(Protocol):
 
     async def stop(self, id: str) -> None:
         """Kill at once and remove every trace. Draining is asked of the instance, over its link, before."""
+        ...
+
+    async def adjust(
+        self, id: str, *, memory_mb: int | None = None, cpus: float | None = None, frozen: bool | None = None
+    ) -> None:
+        """Change limits of a running instance, freeze it (no CPU until thawed) or thaw it. None: leave as it is."""
         ...
 
     async def inspect(self, id: str) -> InstanceStatus | None:
