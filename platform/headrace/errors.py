@@ -82,6 +82,12 @@ class NotFound(CallerError):
     code, status, title = "not_found", 404, "Not found"
 
 
+class MethodNotAllowed(CallerError):
+    """This address exists but does not take this method."""
+
+    code, status, title = "method_not_allowed", 405, "Method not allowed"
+
+
 class Conflict(CallerError):
     """The state has moved on, or forbids this; `ids` carries the current state."""
 
@@ -92,6 +98,12 @@ class TooLarge(CallerError):
     """The body is over the limit."""
 
     code, status, title = "too_large", 413, "Too large"
+
+
+class UnsupportedMedia(CallerError):
+    """The body is of a type that cannot be read here."""
+
+    code, status, title = "unsupported_media_type", 415, "Unsupported media type"
 
 
 class ClientGone(CallerError):
@@ -116,6 +128,12 @@ class EngineUnavailable(HeadraceError):
     """The container engine does not answer or refuses to work."""
 
     code, status, title, retryable = "engine_unavailable", 503, "Container engine unavailable", True
+
+
+class StoreUnavailable(HeadraceError):
+    """The database does not answer, or can't be written."""
+
+    code, status, title, retryable = "store_unavailable", 503, "Database unavailable", True
 
 
 class NodeUnavailable(HeadraceError):
