@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 from headrace.errors import Invalid
 
 NAME_PATTERN = r"^[a-z][a-z0-9-]{0,62}$"
+HANDLER_PATTERN = r"^[A-Za-z_][A-Za-z0-9_./-]{0,190}\.[A-Za-z_][A-Za-z0-9_]{0,62}$"  # ASCII: \w is too big a class
 ENV_NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"
 LIVE = "live"
 DEFAULT_NAMESPACE = "default"
@@ -57,7 +58,7 @@ class VersionConfig(BaseModel):
     )
 
     runtime: Runtime = Field("python", description="Language runtime.")
-    handler: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w./-]{0,190}\.[A-Za-z_]\w{0,62}$")] = Field(
+    handler: Annotated[str, StringConstraints(pattern=HANDLER_PATTERN)] = Field(
         "handler.handler", description="`module.attribute` of the handler or ASGI application."
     )
     kind: Kind = Field("auto", description="`handler`, `asgi`, or `auto`: found from the code when it loads.")
