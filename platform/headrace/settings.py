@@ -30,6 +30,7 @@ class Settings(BaseModel):
     port: int = Field(7780, ge=1, le=65_535, description="Port on which functions are called.")
     control_port: int = Field(7700, ge=1, le=65_535, description="Port of the control API.")
     driver: Literal["docker", "process"] = Field("docker", description="`process` has no isolation: development only.")
+    engine_socket: str = Field("/var/run/docker.sock", description="Unix socket of the Docker engine.")
     base_image_python: str = Field("", description="Image with python3 and pip; empty: pulled, else made locally.")
     base_image_node: str = Field("", description="Image with node and npm; used by the node runtime.")
     pip_index_url: str = Field("", repr=False, description="Package index of builds; empty: the host's pip settings.")
@@ -39,6 +40,8 @@ class Settings(BaseModel):
     drain_s: float = Field(30.0, ge=0, le=900, description="A stopping node waits this long for running calls.")
     retention_days: float = Field(7.0, gt=0, le=3650, description="Invocations and logs are kept this long.")
     retention_mb: int = Field(1024, ge=16, le=1_000_000, description="Invocations and logs take up to this, MiB.")
+    prewarm: int = Field(2, ge=0, le=100, description="Generic instances of each kind that wait for a cold call.")
+    base_domain: str = Field("", description="Functions also answer as <name>.<base domain>; empty: paths only.")
     instance_memory_mb: int = Field(
         0, ge=0, description="All instances of a node together, MiB; 0: three quarters of the machine."
     )
