@@ -1,0 +1,223 @@
+"""All instances of this node: keepers per version, the shelf of generic ones, the memory they share.
+
+The engine is the truth about what runs. At start the fleet takes back the instances that an earlier node of this
+home left running and removes what nobody can use; a sweep every few seconds removes strays for as long as it lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from headrace import errors
+from headrace.drivers.base import Driver
+from headrace.fleet.instance import Instance, Kind
+from headrace.fleet.keeper import Keeper
+from headrace.fleet.ports import Pool, Switchboard
+from headrace.fleet.shelf import Shelf
+from headrace.fleet.yard import DEFAULTS, LogOf, Yard
+from headrace.model import InstanceState, Version
+from headrace.settings import Settings
+from headrace.tasks import Tasks
+
+logger = logging.getLogger(__name__)
+
+_SWEEP_S = 20.0
+_PATIENCE_S = 10.0  # an instance of an earlier node dials in again within this
+_ROOM_S = 3.0  # how long a start waits for the memory of an instance that is being stopped
+
+
+@dataclass(slots=True)
+class Recovery:
+    """What the node found of its predecessor."""
+
+    adopted: int = 0
+    shelved: int = 0
+    removed: int = 0
+
+
+class Fleet:
+    def __init__(self, driver: Driver, switchboard: Switchboard, settings: Settings, log_of: LogOf) -> None:
+        self._settings = settings
+        self._tasks = Tasks()
+        self._yard = Yard(driver, switchboard, settings, log_of)
+        self._shelf = Shelf(self._yard, settings.prewarm, self._fits, self.lost, self._tasks)
+        self._memory_mb = settings.instance_memory_mb or _three_quarters_of_the_machine()
+        self._keepers: dict[int, Keeper] = {}
+        self.recovery = Recovery()
+
+    # -- versions
+
+    def keep(self, version: Version, pool: Pool) -> Keeper:
+        """The keeper of `version`, new with `pool` when it has none."""
+        keeper = self._keepers.get(version.id)
+        if keeper is None:
+            keeper = self._keepers[version.id] = Keeper(version, pool, self._yard, self._obtain)
+        return keeper
+
+    def keeper(self, version_id: int) -> Keeper | None:
+        return self._keepers.get(version_id)
+
+    def retire(self, version_id: int) -> None:
+        """Drain and stop all instances of a version that is not to be called any more."""
+        keeper = self._keepers.pop(version_id, None)
+        if keeper is not None:
+            keeper.retire()
+            self._tasks.spawn(keeper.finished(), f"retire {keeper.version}")
+
+    def lost(self, instance: Instance) -> None:
+        """The connection of `instance` ended."""
+        if instance.state is InstanceState.READY and instance.version is not None:
+            keeper = self._keepers.get(instance.version.id)
+            if keeper is not None:
+                keeper.lost(instance)
+        elif self._shelf.discard(instance):
+            self._tasks.spawn(self._yard.bury(instance), f"bury {instance.id}")
+
+    def late(self, instance_id: str) -> None:
+        """A call of this instance ran out of time."""
+        instance = self._yard.running.get(instance_id)
+        if instance is not None and instance.version is not None:
+            keeper = self._keepers.get(instance.version.id)
+            if keeper is not None:
+                keeper.late(instance_id)
+
+    # -- life
+
+    async def recover(self, keeper_of: Callable[[int], Keeper | None]) -> Recovery:
+        """Adopt what an earlier node left running; `keeper_of` gives the keeper of a version id that is still good."""
+        report = self.recovery
+        listed = await self._yard.listed()
+        adopting = []
+        for id in listed:
+            remembered = Instance.recall(self._settings.run_dir, id)
+            if remembered is not None:
+                adopting.append(self._adopt(*remembered, keeper_of))
+        await asyncio.gather(*adopting)
+        report.removed = await self._yard.sweep()
+        if any(asdict(report).values()):
+            logger.info("recovered: %s", asdict(report))
+        return report
+
+    def start(self) -> None:
+        self._shelf.start()
+        self._tasks.spawn(self._sweep(), "sweep")
+
+    async def stop(self, shutdown_s: float) -> None:
+        """Stop every instance; an application's shutdown may take `shutdown_s` seconds."""
+        await self._tasks.aclose()
+        await asyncio.gather(*(keeper.close(shutdown_s) for keeper in self._keepers.values()))
+        await asyncio.gather(*(self._yard.stop(instance, 0) for instance in list(self._yard.running.values())))
+        await self._yard.close()
+
+    def status(self) -> dict[str, Any]:
+        """For `GET /system`: instances by version, what waits on the shelf, memory, the recovery report."""
+        running = list(self._yard.running.values())
+        return {
+            "instances": [
+                {
+                    "id": i.id,
+                    "state": str(i.state),
+                    "version_id": i.version.id if i.version else None,
+                    "namespace": i.version.namespace if i.version else None,
+                    "function": i.version.function if i.version else None,
+                    "version": i.version.number if i.version else None,
+                    "in_flight": i.member.in_flight if i.member else 0,
+                    "memory_mb": i.memory_mb,
+                }
+                for i in running
+            ],
+            "waiting": len(self._shelf),
+            "memory_mb": {"limit": self._memory_mb, "reserved": self._used()},
+            "recovery": asdict(self.recovery),
+        }
+
+    # -- inside
+
+    async def _obtain(self, version: Version) -> Instance:
+        """An instance that runs `version`: one from the shelf, else a new one. Raises why there is none."""
+        config = version.config
+        kind = Kind.of(version)
+        instance = self._shelf.take(kind)
+        if instance is None:
+            await self._make_room(config.memory_mb)
+            instance = await self._yard.launch(kind, config.memory_mb, config.cpus, self.lost)
+        elif config.memory_mb > DEFAULTS.memory_mb:
+            try:
+                await self._make_room(config.memory_mb - DEFAULTS.memory_mb)
+            except BaseException:
+                await self._yard.stop(instance, 0)
+                raise
+        await self._yard.load(instance, version)
+        return instance
+
+    async def _adopt(
+        self, instance: Instance, version_id: int | None, keeper_of: Callable[[int], Keeper | None]
+    ) -> None:
+        if not await self._yard.adopt(instance, self.lost, _PATIENCE_S):
+            self.recovery.removed += 1
+            return
+        assert instance.link is not None
+        loaded = bool(instance.link.hello.get("loaded"))
+        keeper = keeper_of(version_id) if version_id is not None else None
+        if keeper is not None and loaded:
+            self._yard.resume(instance, keeper.version)
+            keeper.enlist(instance)
+            keeper.wake()
+            self.recovery.adopted += 1
+        elif version_id is None and not loaded:
+            self._shelf.put(instance)
+            self.recovery.shelved += 1
+        else:
+            await self._yard.stop(instance, 0)
+            self.recovery.removed += 1
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            for instance in self._shelf.stale():
+                await self._yard.stop(instance, 0)
+            try:
+                removed = await self._yard.sweep()
+            except errors.EngineUnavailable as error:
+                logger.warning("the engine does not answer: %s", error.detail)
+            else:
+                if removed:
+                    logger.warning("removed %d instances that belonged to nobody", removed)
+
+    def _used(self) -> int:
+        return sum(instance.memory_mb for instance in self._yard.running.values())
+
+    def _fits(self, memory_mb: int) -> bool:
+        return self._used() + memory_mb <= self._memory_mb
+
+    async def _make_room(self, memory_mb: int) -> None:
+        """Return when `memory_mb` more fit, stopping idle instances for it. Raises `NoCapacity`."""
+        deadline = time.monotonic() + _ROOM_S
+        while not self._fits(memory_mb):
+            idlest = min(
+                (k for k in self._keepers.values() if k.evictable is not None),
+                key=lambda keeper: keeper.evictable or 0.0,
+                default=None,
+            )
+            if time.monotonic() > deadline or (idlest is None and not self._stopping()):
+                raise errors.NoCapacity(
+                    f"instances hold {self._used()} of {self._memory_mb} MiB and all are busy: lower memory_mb, "
+                    "stop functions, or raise HEADRACE_INSTANCE_MEMORY_MB.",
+                    retry_after_s=1,
+                )
+            if idlest is not None and not self._stopping():
+                idlest.evict()
+            await asyncio.sleep(0.02)
+
+    def _stopping(self) -> bool:
+        return any(i.state is InstanceState.DRAINING for i in self._yard.running.values())
+
+
+def _three_quarters_of_the_machine() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (1 << 20) * 3 // 4

@@ -1,0 +1,106 @@
+"""Generic instances that wait, started and connected, until a version needs one.
+
+Each is used for one version and never handed to another. The shelf is refilled one instance at a time per kind,
+after it was taken from, so that refilling never starves calls. A kind that nobody has asked for lately is let go;
+the first kind (the default runtime with the default network) always waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable
+
+from headrace import errors
+from headrace.fleet.instance import Instance, Kind
+from headrace.fleet.yard import DEFAULTS, Yard
+from headrace.tasks import Tasks
+
+logger = logging.getLogger(__name__)
+
+_FORGET_S = 600.0  # a kind is kept on the shelf this long after it was last asked for
+_BACKOFF_S = 5.0  # after a launch failed
+FIRST = Kind("python", "egress", None)
+
+
+class Shelf:
+    """`size` instances of each kind in demand. `reserve` says whether the node's memory allows another."""
+
+    def __init__(
+        self,
+        yard: Yard,
+        size: int,
+        may_grow: Callable[[int], bool],
+        on_lost: Callable[[Instance], None],
+        tasks: Tasks,
+    ) -> None:
+        self._yard = yard
+        self._size = size
+        self._may_grow = may_grow
+        self._on_lost = on_lost
+        self._tasks = tasks
+        self._waiting: defaultdict[Kind, deque[Instance]] = defaultdict(deque)
+        self._asked: dict[Kind, float] = {FIRST: float("inf")}
+        self._filling: set[Kind] = set()
+
+    def __len__(self) -> int:
+        return sum(len(instances) for instances in self._waiting.values())
+
+    def start(self) -> None:
+        for kind in list(self._asked):
+            self._refill(kind)
+
+    def take(self, kind: Kind) -> Instance | None:
+        """An instance of `kind` that is ready to be loaded, now the caller's; None when there is none."""
+        self._asked[kind] = max(self._asked.get(kind, 0.0), time.monotonic())
+        waiting = self._waiting[kind]
+        instance = waiting.popleft() if waiting else None
+        self._refill(kind)
+        return instance
+
+    def put(self, instance: Instance) -> None:
+        """An instance that an earlier node had on its shelf."""
+        self._asked.setdefault(instance.kind, time.monotonic())
+        self._waiting[instance.kind].append(instance)
+
+    def discard(self, instance: Instance) -> bool:
+        """Forget an instance that died while it waited; False when it was not here."""
+        try:
+            self._waiting[instance.kind].remove(instance)
+        except ValueError:
+            return False
+        self._refill(instance.kind)
+        return True
+
+    def stale(self) -> list[Instance]:
+        """Instances of kinds that nobody asks for any more, now the caller's to stop."""
+        gone: list[Instance] = []
+        for kind, asked in list(self._asked.items()):
+            if time.monotonic() - asked > _FORGET_S:
+                del self._asked[kind]
+                gone += self._waiting.pop(kind, ())
+        return gone
+
+    def _refill(self, kind: Kind) -> None:
+        if kind not in self._filling and kind in self._asked and len(self._waiting[kind]) < self._size:
+            self._filling.add(kind)
+            self._tasks.spawn(self._fill(kind), f"shelf {kind.runtime} {kind.network}")
+
+    async def _fill(self, kind: Kind) -> None:
+        try:
+            while kind in self._asked and len(self._waiting[kind]) < self._size:
+                if not self._may_grow(DEFAULTS.memory_mb):
+                    return
+                try:
+                    instance = await self._yard.launch(kind, DEFAULTS.memory_mb, DEFAULTS.cpus, self._on_lost)
+                except errors.HeadraceError as error:
+                    logger.warning("no instance for the shelf: %s", error.detail)
+                    await asyncio.sleep(_BACKOFF_S)
+                    continue
+                if instance.ended or (instance.link is not None and instance.link.lost):
+                    continue
+                self._waiting[kind].append(instance)
+        finally:
+            self._filling.discard(kind)

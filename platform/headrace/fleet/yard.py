@@ -1,0 +1,281 @@
+"""Everything that is done to one instance through the engine: launch, load, stop, ask why it died.
+
+Each action makes its moves in order and leaves nothing half done: whatever goes wrong on the way, also a
+cancellation, the sandbox is removed before the error goes on. Launches are few at a time, so that a burst of them
+does not starve the calls that are running.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from headrace import errors, resources, wire
+from headrace.drivers.base import Driver, InstanceSpec
+from headrace.fleet.instance import Instance, Kind
+from headrace.fleet.ports import Link, Switchboard
+from headrace.model import InstanceState, Runtime, Version, VersionConfig
+from headrace.settings import Settings
+from headrace.tasks import Tasks
+
+logger = logging.getLogger(__name__)
+
+_LAUNCHES = 4  # sandboxes that may be starting at once
+_HELLO_S = 30.0
+_LOAD_S = 60.0
+_SHUTDOWN_S = 10.0  # an application's own shutdown may take this long
+_INSPECT_S = 2.0
+DEFAULTS = VersionConfig.model_construct()
+
+LogOf = Callable[[Version, str], Callable[[str, dict[str, object], bytes], None]]
+
+
+class Yard:
+    def __init__(self, driver: Driver, switchboard: Switchboard, settings: Settings, log_of: LogOf) -> None:
+        self._driver = driver
+        self._switchboard = switchboard
+        self._settings = settings
+        self._log_of = log_of
+        self._launches = asyncio.Semaphore(_LAUNCHES)
+        self._shims: dict[Runtime, Path] = {}
+        self._tasks = Tasks()
+        self.running: dict[str, Instance] = {}  # every instance that is not at its end
+
+    async def launch(self, kind: Kind, memory_mb: int, cpus: float, on_lost: Callable[[Instance], None]) -> Instance:
+        """A sandbox that has dialled in and waits for LOAD. Raises `EngineUnavailable`, `InstanceDied`."""
+        instance = Instance(kind, memory_mb, cpus, self._settings.run_dir)
+        self.running[instance.id] = instance
+        began = time.monotonic()
+        try:
+            async with self._launches:
+                instance.become(InstanceState.CREATING)
+                instance.remember()
+                link = instance.link = self._switchboard.link(instance.id, lambda: on_lost(instance))
+                async with self._switchboard.listen(instance.directory / "s", link):
+                    await self._driver.start(self._spec(instance))
+                    instance.become(InstanceState.STARTING)
+                    await self._hello(instance, link)
+        except BaseException:
+            await self._scrap(instance, InstanceState.FAILED)
+            raise
+        instance.start_ms = (time.monotonic() - began) * 1000
+        return instance
+
+    async def adopt(self, instance: Instance, on_lost: Callable[[Instance], None], patience_s: float) -> bool:
+        """Wait for a running sandbox of an earlier node to dial in again; False (and removed) when it does not."""
+        self.running[instance.id] = instance
+        instance.become(InstanceState.STARTING)
+        link = instance.link = self._switchboard.link(instance.id, lambda: on_lost(instance))
+        try:
+            async with self._switchboard.listen(instance.directory / "s", link), asyncio.timeout(patience_s):
+                await link.connected
+            return True
+        except (TimeoutError, OSError, errors.HeadraceError):
+            await self._scrap(instance, InstanceState.LOST)
+            return False
+
+    def resume(self, instance: Instance, version: Version) -> None:
+        """An adopted instance runs `version` already."""
+        assert instance.link is not None
+        instance.version = version
+        instance.handler_kind = str(instance.link.hello.get("kind", "handler"))
+        instance.link.log = self._log_of(version, instance.id)
+        instance.become(InstanceState.READY)
+
+    async def load(self, instance: Instance, version: Version) -> None:
+        """Make `instance` run `version`. The instance is removed when that fails.
+
+        Raises `LoadFailed`, `InstanceDied`, `OutOfMemory`, `EngineUnavailable`.
+        """
+        link = instance.link
+        assert link is not None
+        began = time.monotonic()
+        try:
+            config = version.config
+            if (instance.memory_mb, instance.cpus) != (config.memory_mb, config.cpus):
+                await self._driver.adjust(instance.id, memory_mb=config.memory_mb, cpus=config.cpus)
+                instance.memory_mb, instance.cpus = config.memory_mb, config.cpus
+            instance.version = version
+            instance.remember()
+            await asyncio.to_thread(copy_tree, self._settings.code_dir(version.digest), instance.directory / "code")
+            link.log = self._log_of(version, instance.id)
+            header = await link.load(load_header(version), _LOAD_S)
+        except errors.InstanceDied:
+            error = await self.diagnose(instance)
+            await self._scrap(instance, InstanceState.FAILED)
+            raise error from None
+        except BaseException:
+            await self._scrap(instance, InstanceState.FAILED)
+            raise
+        instance.become(InstanceState.READY)
+        instance.start_ms += (time.monotonic() - began) * 1000
+        instance.handler_kind = str(header.get("kind", "handler"))
+
+    async def stop(self, instance: Instance, shutdown_s: float = _SHUTDOWN_S) -> None:
+        """Let the instance shut down by itself for `shutdown_s` seconds at most, then remove it."""
+        if instance.state in (InstanceState.STARTING, InstanceState.READY):
+            instance.become(InstanceState.DRAINING)
+        link = instance.link
+        if link is not None and not link.lost and shutdown_s > 0:
+            link.drain()
+            await asyncio.wait((link.gone,), timeout=shutdown_s)
+        await self._scrap(instance, InstanceState.STOPPED)
+
+    async def bury(self, instance: Instance) -> errors.InstanceDied:
+        """A sandbox has died: find out why, tell the calls that it was running, remove it."""
+        error = await self.diagnose(instance)
+        if instance.link is not None:
+            instance.link.abandon(error)
+        await self._scrap(instance, InstanceState.LOST)
+        return error
+
+    async def diagnose(self, instance: Instance) -> errors.InstanceDied:
+        """Why the instance is not there any more, as the engine knows it."""
+        try:
+            async with asyncio.timeout(_INSPECT_S):
+                status = await self._driver.inspect(instance.id)
+                while status is not None and status.running:  # the connection ends a moment before the process
+                    await asyncio.sleep(0.02)
+                    status = await self._driver.inspect(instance.id)
+        except (TimeoutError, errors.EngineUnavailable):
+            return errors.InstanceDied("the instance's connection broke off.", instance=instance.id)
+        if status is None:
+            return errors.InstanceDied("the instance was removed from outside.", instance=instance.id)
+        if status.out_of_memory:
+            return errors.OutOfMemory(
+                f"the instance needed more than its memory_mb of {instance.memory_mb}: raise it, or use less.",
+                instance=instance.id,
+            )
+        tail = status.tail.strip()[-2000:]
+        return errors.InstanceDied(
+            f"the instance exited with code {status.exit_code}.",
+            instance=instance.id,
+            error={"type": "InstanceDied", "message": f"exit code {status.exit_code}", "stack": tail},
+        )
+
+    async def sweep(self, older_than_s: float = 0.0) -> int:
+        """Remove what runs or lies around for this home without being in `running`."""
+        strays = {status.id for status in await self._driver.list()} | Instance.remembered(self._settings.run_dir)
+        removed = 0
+        for id in strays - self.running.keys():
+            await self._driver.stop(id)
+            if id not in self.running:
+                Instance(Kind("python", "egress", None), 0, 0, self._settings.run_dir, id).forget()
+                removed += 1
+        return removed
+
+    async def listed(self) -> set[str]:
+        """Ids of the sandboxes that the engine says are running."""
+        return {status.id for status in await self._driver.list() if status.running}
+
+    async def close(self) -> None:
+        await self._tasks.aclose()
+
+    async def _scrap(self, instance: Instance, end: InstanceState) -> None:
+        """Remove the sandbox and reach `end`. A cancellation waits until that is done."""
+        if instance.ended:
+            return
+        instance.finish(end)
+        await asyncio.shield(self._tasks.spawn(self._remove(instance), f"remove {instance.id}"))
+
+    async def _remove(self, instance: Instance) -> None:
+        if instance.link is not None:
+            instance.link.close()
+        try:
+            await self._driver.stop(instance.id)
+            instance.forget()
+        except errors.EngineUnavailable as error:
+            logger.warning("instance %s could not be removed yet: %s", instance.id, error.detail)
+        finally:
+            self.running.pop(instance.id, None)
+
+    async def _hello(self, instance: Instance, link: Link) -> None:
+        """Wait until the instance has dialled in, or say why it did not."""
+        deadline = time.monotonic() + _HELLO_S
+        while True:
+            done, _ = await asyncio.wait((link.connected,), timeout=1.0)
+            if done:
+                return link.connected.result()
+            status = await self._driver.inspect(instance.id)
+            if status is None or not status.running or time.monotonic() > deadline:
+                tail = status.tail.strip()[-500:] if status is not None else "it is gone"
+                raise errors.EngineUnavailable(f"an instance started but did not report: {tail or 'it said nothing'}.")
+
+    def _spec(self, instance: Instance) -> InstanceSpec:
+        kind = instance.kind
+        return InstanceSpec(
+            id=instance.id,
+            runtime=kind.runtime,
+            memory_mb=instance.memory_mb,
+            cpus=instance.cpus,
+            network=kind.network,
+            socket_dir=instance.directory,
+            shim_dir=self._shim(kind.runtime),
+            code_dir=None,
+            layer_dir=self._settings.layer_dir(kind.layer) if kind.layer else None,
+        )
+
+    def _shim(self, runtime: Runtime) -> Path:
+        if runtime not in self._shims:
+            self._shims[runtime] = assemble_shim(runtime, self._settings.home / "shims")
+        return self._shims[runtime]
+
+
+def load_header(version: Version) -> dict[str, object]:
+    """The header of LOAD, see PROTOCOL.md."""
+    config = version.config
+    return {
+        "namespace": version.namespace,
+        "function": version.function,
+        "version": version.number,
+        "handler": config.handler,
+        "kind": config.kind,
+        "env": config.env,
+        "memory_mb": config.memory_mb,
+        "timeout_s": config.timeout_s,
+        "concurrency": config.concurrency,
+    }
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """`source` again at `target`: files as hard links where the file system allows (the copy is mounted read-only)."""
+    link = os.link
+    try:
+        shutil.copytree(source, target, symlinks=True, copy_function=link)
+    except (shutil.Error, OSError):
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, target, symlinks=True)
+
+
+def assemble_shim(runtime: Runtime, shims: Path) -> Path:
+    """The directory that is mounted as the shim of `runtime`, made once per content: its files and the codec."""
+    source = resources.share("runtime-images") / runtime
+    codec = Path(wire.__file__)
+    digest = hashlib.sha256()
+    for path in (*sorted(source.rglob("*")), codec):
+        if path.is_file() and "__pycache__" not in path.parts:
+            digest.update(str(path.name).encode() + b"\0" + path.read_bytes())
+    target = shims / f"{runtime}-{digest.hexdigest()[:16]}"
+    if not target.is_dir():
+        shims.mkdir(parents=True, exist_ok=True)
+        fresh = target.with_name(f"{target.name}.{os.getpid()}")
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.copytree(source, fresh, ignore=shutil.ignore_patterns("__pycache__"))
+        for package in fresh.glob("*_shim"):
+            shutil.copy(codec, package / "wire.py")
+        _readable(fresh)
+        fresh.replace(target)
+    return target
+
+
+def _readable(root: Path) -> None:
+    """The sandbox's user reads it, whatever the umask was."""
+    root.chmod(0o755)
+    for path in root.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)

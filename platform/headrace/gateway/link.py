@@ -1,0 +1,381 @@
+"""The framed connection to one instance: many calls at once, each a stream of its own.
+
+One asyncio protocol per instance. A small call is one frame out and one frame in; `Stream.answer` resolves with the
+REPLY or HEAD frame. Larger bodies flow under a window per stream and direction: what the reader has consumed is
+granted back, so a slow client holds at most a window of memory and never its neighbours' frames.
+
+All calls of a link run under the same time limit, so streams end in the order in which they began, and `expire`
+looks at the oldest only: no timer per call.
+
+When the connection is lost the streams stay open until `abandon` says why: the fleet first asks the engine what
+happened to the instance, so that the caller learns "out of memory" and not "connection lost".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import Any, cast
+
+import orjson
+
+from headrace import errors, wire
+
+_GRANT = wire.WINDOW_SIZE // 4  # consumed bytes are granted back in pieces of at least this
+_MOST_FRAMES = 10_000  # frames of one stream that wait for its reader; many tiny ones are an attack
+_REMEMBERED = 64  # ended streams whose late log lines still find their invocation
+
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]  # ASGI's
+
+
+LogSink = Callable[[str, dict[str, Any], bytes], None]  # invocation or "", header of LOG, text
+
+
+class Stream:
+    """One call on a link. Exactly one of the frames REPLY, END or an error ends it; `close` ends it from here."""
+
+    __slots__ = (
+        "_chunks",
+        "_consumed",
+        "_ended",
+        "_held",
+        "_link",
+        "_more",
+        "_over",
+        "_room",
+        "_window",
+        "answer",
+        "deadline",
+        "id",
+        "opened",
+        "receive",
+    )
+
+    def __init__(self, link: Link, id: int, opened: float, deadline: float) -> None:
+        self._link = link
+        self.id = id
+        self.opened = opened  # monotonic, as the deadline
+        self.deadline = deadline
+        self.receive: Receive | None = None  # where the caller's leaving shows, once a call takes long
+        self.answer: asyncio.Future[wire.Frame] = link.loop.create_future()
+        self._chunks: deque[wire.Frame] = deque()
+        self._held = 0  # bytes in _chunks
+        self._consumed = 0  # bytes the reader is done with and the instance was not granted yet
+        self._ended: errors.HeadraceError | bool = False
+        self._more: asyncio.Future[None] | None = None  # the reader waits for a frame
+        self._over: asyncio.Future[None] | None = None
+        self._window = wire.WINDOW_SIZE  # bytes that may still be sent
+        self._room: asyncio.Future[None] | None = None  # the sender waits for a window
+
+    async def frames(self) -> AsyncIterator[wire.Frame]:
+        """BODY or WS frames as they come, until the stream ends. Raises what broke it off."""
+        while True:
+            while self._chunks:
+                frame = self._chunks.popleft()
+                self._held -= len(frame.body)
+                yield frame
+                self._consumed += len(frame.body)
+                if self._consumed >= _GRANT and not self._ended:
+                    self._link.send(wire.WINDOW, self.id, b'{"n":%d}' % self._consumed)
+                    self._consumed = 0
+            if self._ended:
+                if isinstance(self._ended, errors.HeadraceError):
+                    raise self._ended
+                return
+            self._more = self._link.loop.create_future()
+            try:
+                await self._more
+            finally:
+                self._more = None
+
+    async def send(self, type: int, header: bytes, body: bytes) -> None:
+        """Send a piece of a body of any length, as the window allows. Returns at once when the stream has ended."""
+        view = memoryview(body)
+        while True:
+            while self._window <= 0 and not self._ended:
+                self._room = self._link.loop.create_future()
+                try:
+                    await self._room
+                finally:
+                    self._room = None
+            if self._ended:
+                return
+            piece = view[: min(wire.CHUNK, self._window)]
+            view = view[len(piece) :]
+            self._window -= len(piece)
+            last = not len(view)
+            goes_on = type == wire.WS_MESSAGE and not last
+            self._link.send(type, self.id, header[:-1] + b',"more":true}' if goes_on else header, bytes(piece))
+            if last:
+                return
+
+    def end(self) -> None:
+        """The request body is complete."""
+        if not self._ended:
+            self._link.send(wire.END, self.id)
+
+    def hang_up(self, code: int, reason: str) -> None:
+        """The client closed its WebSocket."""
+        if not self._ended:
+            self._link.send(wire.WS_CLOSE, self.id, wire.dumps({"c": code, "r": reason}))
+            self.finish(True)
+
+    def over(self) -> asyncio.Future[None]:
+        """Done when the stream has ended."""
+        if self._over is None:
+            self._over = self._link.loop.create_future()
+            if self._ended:
+                self._over.set_result(None)
+        return self._over
+
+    def close(self, why: str, how: errors.HeadraceError | bool = True) -> None:
+        """Nobody waits for this call any more: tell the instance `why` and finish, unless it has ended already."""
+        if not self._ended:
+            self._link.send(wire.CANCEL, self.id, b'{"why":"%s"}' % why.encode())
+            self.finish(how)
+
+    def take(self, frame: wire.Frame) -> None:
+        """A frame of this stream has arrived (the link calls this)."""
+        kind = frame.type
+        if kind == wire.WINDOW:
+            granted = wire.loads(frame.header).get("n")
+            if isinstance(granted, int) and granted > 0:
+                self._window += granted
+                _wake(self._room)
+        elif kind in (wire.REPLY, wire.HEAD, wire.WS_ACCEPT) and not self.answer.done():
+            self.answer.set_result(frame)
+            if kind == wire.REPLY:
+                self.finish(True)
+        elif kind in (wire.BODY, wire.WS_MESSAGE):
+            self._held += len(frame.body)
+            if self._held > 2 * wire.WINDOW_SIZE or len(self._chunks) > _MOST_FRAMES:
+                raise wire.ProtocolError("more bytes than the window allows")
+            self._chunks.append(frame)
+            _wake(self._more)
+        elif kind == wire.WS_CLOSE:
+            self._chunks.append(frame)
+            self.finish(True)
+        elif kind == wire.END:
+            failure = wire.loads(frame.header).get("e")
+            self.finish(function_error(failure) if failure else True)
+
+    def finish(self, how: errors.HeadraceError | bool) -> None:
+        """The stream is over: `True`, or the error that broke it off."""
+        if self._ended:
+            return
+        self._ended = how
+        self._link.ended(self)
+        _wake(self._over)
+        if not self.answer.done():
+            silent = errors.FunctionError("the instance ended the call without an answer.")
+            _fail(self.answer, how if isinstance(how, errors.HeadraceError) else silent)
+        _wake(self._more)
+        _wake(self._room)
+
+
+class Link(asyncio.Protocol):
+    """The node's side of one instance's connection."""
+
+    def __init__(self, instance: str, on_lost: Callable[[], None]) -> None:
+        self.instance = instance
+        self.hello: dict[str, Any] = {}
+        self.loop = asyncio.get_running_loop()
+        self.connected: asyncio.Future[None] = self.loop.create_future()
+        self.gone: asyncio.Future[None] = self.loop.create_future()
+        self.lost = False
+        self.log: LogSink | None = None
+        self._on_lost = on_lost
+        self._decoder = wire.Decoder()
+        self._transport: asyncio.WriteTransport | None = None
+        self._next = 0
+        self._streams: dict[int, Stream] = {}
+        self._invocations: OrderedDict[int, str] = OrderedDict()
+        self._loaded: asyncio.Future[dict[str, Any]] | None = None
+
+    # -- the life of the connection
+
+    def dialled(self) -> asyncio.Protocol:
+        """The protocol of a connection that was just accepted: this link for the first one, a refusal after it."""
+        return self if self._transport is None and not self.lost else _Refusal()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.WriteTransport, transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+        _wake(self.gone)
+        died = errors.InstanceDied("the instance ended before it was ready.", instance=self.instance)
+        for waiting in (self.connected, self._loaded):
+            if waiting is not None and not waiting.done():
+                _fail(waiting, died)
+        self._on_lost()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for frame in self._decoder.feed(data):
+                if frame.type == wire.REPLY:
+                    stream = self._streams.get(frame.stream)
+                    if stream is not None:
+                        stream.take(frame)
+                elif frame.type == wire.LOG:
+                    self._logged(frame)
+                elif frame.stream:
+                    stream = self._streams.get(frame.stream)
+                    if stream is not None:
+                        stream.take(frame)
+                else:
+                    self._own(frame)
+        except wire.ProtocolError:
+            self.close()
+
+    def _own(self, frame: wire.Frame) -> None:
+        if frame.type == wire.HELLO:
+            self.hello = wire.loads(frame.header)
+            if self.hello.get("protocol") != wire.PROTOCOL:
+                raise wire.ProtocolError("another protocol version")
+            if not self.connected.done():
+                self.connected.set_result(None)
+        elif frame.type in (wire.LOADED, wire.LOAD_FAILED) and self._loaded is not None and not self._loaded.done():
+            header = wire.loads(frame.header)
+            if frame.type == wire.LOADED:
+                self._loaded.set_result(header)
+            else:
+                _fail(self._loaded, load_failed(header))
+
+    def _logged(self, frame: wire.Frame) -> None:
+        if self.log is not None:
+            self.log(self._invocations.get(frame.stream, ""), wire.loads(frame.header), frame.body)
+
+    # -- what the fleet asks
+
+    async def load(self, header: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        """Hand the instance its version; the LOADED header. Raises `LoadFailed`, `InstanceDied`."""
+        self._loaded = self.loop.create_future()
+        if self.lost:
+            raise errors.InstanceDied("the instance ended before it was ready.", instance=self.instance)
+        self.send(wire.LOAD, 0, wire.dumps(header))
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._loaded
+        except TimeoutError:
+            raise errors.LoadFailed(
+                f"loading took longer than {timeout_s:g} s: do slow work in the first call, not at import."
+            ) from None
+
+    def drain(self) -> None:
+        """Ask the instance to finish and exit."""
+        self.send(wire.DRAIN, 0)
+
+    def abandon(self, error: errors.HeadraceError) -> None:
+        """End every call that is still open with `error`."""
+        for stream in list(self._streams.values()):
+            stream.finish(error)
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    # -- calls
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._streams)
+
+    def call(self, invocation: str, header: bytes, body: bytes, opened: float, deadline: float) -> Stream:
+        """Open a stream with a CALL frame. Times are monotonic. Nothing is written when the link is lost."""
+        self._next += 1
+        stream = Stream(self, self._next, opened, deadline)
+        self._streams[stream.id] = stream
+        self._invocations[stream.id] = invocation
+        if len(self._invocations) > _REMEMBERED + len(self._streams):
+            self._invocations.popitem(last=False)
+        self.send(wire.CALL, stream.id, header, body)
+        return stream
+
+    def send(self, type: int, stream: int, header: bytes = b"", body: bytes = b"") -> None:
+        if self._transport is not None and not self.lost:
+            self._transport.write(wire.encode(type, stream, header, body))
+
+    def ended(self, stream: Stream) -> None:
+        self._streams.pop(stream.id, None)
+
+    def overdue(self, now: float) -> list[Stream]:
+        """The calls whose deadline has passed. A WebSocket has none."""
+        late = []
+        for stream in self._streams.values():
+            if stream.deadline <= now:
+                late.append(stream)
+            elif stream.deadline != float("inf"):
+                break
+        return late
+
+    def unwatched(self, opened_before: float) -> list[Stream]:
+        """Calls that began before then and whose caller nobody watches yet; they count as watched from now on."""
+        slow = []
+        for stream in self._streams.values():
+            if stream.opened > opened_before:
+                break
+            if stream.receive is not None:
+                slow.append(stream)
+        return slow
+
+
+class _Refusal(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast(asyncio.WriteTransport, transport).abort()
+
+
+@contextlib.asynccontextmanager
+async def listen(path: Path, link: Link) -> AsyncIterator[None]:
+    """Let the instance of `link` dial in on the unix socket `path` while the context is open."""
+    path.unlink(missing_ok=True)
+    server = await link.loop.create_unix_server(link.dialled, str(path))
+    path.chmod(0o666)  # the sandbox's user dials it; the directory is mounted into that one sandbox only
+    try:
+        yield
+    finally:
+        server.close()
+
+
+def load_failed(header: dict[str, Any]) -> errors.LoadFailed:
+    kind, message = str(header.get("type", "Error")), str(header.get("message", ""))
+    return errors.LoadFailed(f"{kind}: {message}", error=_error(header))
+
+
+def function_error(failure: Any) -> errors.FunctionError:
+    """The error that a REPLY or END with `e` stands for."""
+    error = _error(failure if isinstance(failure, dict) else {})
+    return errors.FunctionError(f"{error['type']}: {error['message']}", error=error)
+
+
+def _error(header: dict[str, Any]) -> dict[str, str]:
+    return {
+        "type": str(header.get("type", "Error"))[:200],
+        "message": str(header.get("message", ""))[:4000],
+        "stack": str(header.get("stack", ""))[:64_000],
+    }
+
+
+def _fail(waiting: asyncio.Future[Any], error: errors.HeadraceError) -> None:
+    waiting.set_exception(error)
+    waiting.exception()  # seen: the one who waited may be gone already, and that is no news for the log
+
+
+def _wake(waiter: asyncio.Future[None] | None) -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)
+
+
+def parse(header: bytes) -> dict[str, Any]:
+    """The header of an answer, fast. Raises `ProtocolError` for anything but a JSON object."""
+    try:
+        value = orjson.loads(header or b"{}")
+    except orjson.JSONDecodeError as error:
+        raise wire.ProtocolError(f"frame header is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise wire.ProtocolError("frame header is not a JSON object")
+    return value

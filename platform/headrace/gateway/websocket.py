@@ -1,0 +1,130 @@
+"""WebSocket calls: an ASGI socket of the server on one side, a stream of an instance on the other.
+
+A socket holds a slot of its instance for as long as it is open and has no deadline. Messages flow under the
+stream's windows in both directions, so neither a slow browser nor a slow function makes the node buffer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from headrace import errors, wire
+from headrace.gateway import link as links
+from headrace.gateway.invoke import Call, Invoker, Receive, Scope, Send, affinity, own_headers, problem_of
+
+_ABNORMAL = 1006
+_GOING_AWAY = 1001
+_TRY_LATER = 1013
+_INTERNAL = 1011
+_TOO_BIG = 1009
+_MAX_MESSAGE = 16 << 20  # bytes of one message from the function, held while its pieces arrive
+
+
+async def serve(invoker: Invoker, scope: Scope, receive: Receive, send: Send, *, spelling: str, rest: str) -> None:
+    """Carry one WebSocket between its client and the function `spelling`; `rest` is the path behind it, as sent."""
+    call = Call(invoker.new_id(), "GET", rest)
+    invoker.in_flight += 1
+    try:
+        await receive()  # websocket.connect
+        route = invoker.routes.lookup(spelling)
+        call.prefix = route.prefix
+        invoker.gatekeeper.check(route, scope["headers"])
+        call.runnable = route.choose(affinity(scope) if route.chooses else None)
+        member = await invoker.slot(call, route, call.runnable, scope)
+        stream = invoker.open(call, call.runnable, member, scope, b"", ws=True)
+        await _converse(call, stream, call.runnable.timeout_s, receive, send)
+    except errors.HeadraceError as error:
+        call.failed(error)
+        await refuse(send, error, call)
+    except asyncio.CancelledError:
+        call.failed(errors.ClientGone("the socket was cut."))
+        raise
+    finally:
+        invoker.in_flight -= 1
+        invoker.settle(call)
+
+
+async def refuse(send: Send, error: errors.HeadraceError, call: Call | None = None) -> None:
+    """Answer the upgrade with a problem; close an accepted socket with the code that fits."""
+    if call is not None and call.status == 101:
+        code = _TRY_LATER if error.retryable else _INTERNAL
+        await send({"type": "websocket.close", "code": code, "reason": error.title})
+        return
+    status, headers, body = problem_of(error, call)
+    await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": body})
+
+
+async def _converse(call: Call, stream: links.Stream, timeout_s: float, receive: Receive, send: Send) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            frame = await stream.answer
+    except TimeoutError:
+        stream.close("timeout")
+        raise errors.TimedOut("the function did not accept the socket within timeout_s.") from None
+    header = links.parse(frame.header)
+    if frame.type != wire.WS_ACCEPT:
+        await _denied(call, header, frame.body, send)
+        return
+    call.status = 101
+    await send({"type": "websocket.accept", "subprotocol": header.get("sp"), "headers": own_headers(call)})
+    loop = asyncio.get_running_loop()
+    up = loop.create_task(_from_client(call, stream, receive), name=f"socket {call.id} up")
+    down = loop.create_task(_from_function(call, stream, send), name=f"socket {call.id} down")
+    try:
+        await asyncio.wait((up, down), return_when=asyncio.FIRST_COMPLETED)
+        for task in (down, up):
+            if task.done():
+                task.result()
+    finally:
+        for task in (up, down):
+            task.cancel()
+        await asyncio.gather(up, down, return_exceptions=True)
+        stream.close("client")
+
+
+async def _denied(call: Call, header: dict[str, Any], body: bytes, send: Send) -> None:
+    if "e" in header:
+        raise links.function_error(header["e"])
+    call.status = header.get("s", 403)
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in header.get("h", ())]
+    await send({"type": "websocket.http.response.start", "status": call.status, "headers": headers + own_headers(call)})
+    await send({"type": "websocket.http.response.body", "body": body})
+
+
+async def _from_client(call: Call, stream: links.Stream, receive: Receive) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "websocket.disconnect":
+            code = message.get("code") or _ABNORMAL
+            stream.hang_up(code, message.get("reason") or "")
+            return
+        text = message.get("text")
+        body = text.encode() if text is not None else message["bytes"]
+        call.bytes_in += len(body)
+        await stream.send(wire.WS_MESSAGE, b'{"t":1}' if text is not None else b'{"t":0}', body)
+
+
+async def _from_function(call: Call, stream: links.Stream, send: Send) -> None:
+    parts: list[bytes] = []
+    size = 0
+    async for frame in stream.frames():
+        header = links.parse(frame.header)
+        if frame.type == wire.WS_CLOSE:
+            await send({"type": "websocket.close", "code": header.get("c", 1000), "reason": header.get("r", "")})
+            return
+        parts.append(frame.body)
+        size += len(frame.body)
+        if size > _MAX_MESSAGE:
+            await send({"type": "websocket.close", "code": _TOO_BIG, "reason": "message too big"})
+            return
+        if header.get("more"):
+            continue
+        message, parts, size = b"".join(parts), [], 0
+        call.bytes_out += len(message)
+        if header.get("t"):
+            await send({"type": "websocket.send", "text": message.decode("utf-8", "replace")})
+        else:
+            await send({"type": "websocket.send", "bytes": message})
+    await send({"type": "websocket.close", "code": _GOING_AWAY, "reason": ""})
