@@ -87,9 +87,15 @@ class Histogram:
                 return _middle(number)
         return None
 
-    def below(self, ms: float) -> int:
-        """How many were shorter than `ms`; exact when `ms` is an end of a bucket, such as a power of two."""
-        return sum(count for number, count in self.counts.items() if bounds(number)[1] <= ms)
+    def below(self, edges: Sequence[float]) -> list[int]:
+        """How many were shorter than each of `edges`, which ascend and are ends of buckets, such as powers of two."""
+        numbers = sorted(self.counts, reverse=True)
+        seen, answer = 0, []
+        for edge in map(bucket, edges):
+            while numbers and numbers[-1] < edge:
+                seen += self.counts[numbers.pop()]
+            answer.append(seen)
+        return answer
 
 
 def _middle(number: int) -> float:
@@ -216,9 +222,8 @@ class Family:
     def add_histogram(self, histogram: Histogram, sum_ms: float, **labels: str | int) -> None:
         """In seconds, with a bucket per power of two from a quarter of a millisecond to about a minute."""
         texts = {name: str(label) for name, label in labels.items()}
-        for edge in _EDGES_MS:
-            within = {**texts, "le": _number(edge / 1000)}
-            self.samples.append(Sample(within, histogram.below(edge), "_bucket"))
+        for edge, count in zip(_EDGES_MS, histogram.below(_EDGES_MS), strict=True):
+            self.samples.append(Sample({**texts, "le": _number(edge / 1000)}, count, "_bucket"))
         self.samples.append(Sample({**texts, "le": "+Inf"}, histogram.total, "_bucket"))
         self.samples.append(Sample(texts, sum_ms / 1000, "_sum"))
         self.samples.append(Sample(texts, histogram.total, "_count"))
