@@ -20,7 +20,7 @@ from headrace.drivers.base import BuildSpec
 from headrace.drivers.containers import Output
 from headrace.drivers.engine import Engine
 from headrace.drivers.images import image_name
-from headrace.drivers.install import Lines, check_size, python_source
+from headrace.drivers.install import Lines, check_size, python_source, until_too_large
 from headrace.drivers.procfs import process_tag
 from headrace.errors import BuildFailed
 from headrace.settings import Settings
@@ -28,7 +28,6 @@ from headrace.tasks import Tasks
 
 T = TypeVar("T")
 _AT_ONCE = 4
-_MEASURE_EVERY_S = 1.0
 
 
 class DockerBuilds:
@@ -102,13 +101,8 @@ class DockerBuilds:
         return await asyncio.get_running_loop().run_in_executor(self._readers, work)
 
     async def _stop_when_too_large(self, spec: BuildSpec, name: str) -> None:
-        while True:
-            await asyncio.sleep(_MEASURE_EVERY_S)
-            try:
-                await asyncio.to_thread(check_size, spec.out_dir)
-            except BuildFailed:
-                await self._engine.call("stopping a build", lambda client: containers.kill(client, name))
-                return
+        await until_too_large(spec.out_dir)
+        await self._engine.call("stopping a build", lambda client: containers.kill(client, name))
 
 
 def _open_for_writing(spec: BuildSpec) -> None:

@@ -40,6 +40,7 @@ _LONGEST_LINE = 4000
 _LONGEST_REASON = 300
 _LARGEST_RESULT = 1 << 30  # bytes
 _MOST_FILES = 200_000
+_MEASURE_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,14 @@ class Lines:
             line = line.replace(address, _SHOWN)
         self._last.append(line)
         self._on_line(line)
+
+
+async def until_too_large(directory: Path) -> None:
+    """Returns when the result has grown over the bounds; to be cancelled when the installer ends before."""
+    with contextlib.suppress(BuildFailed):
+        while True:
+            await asyncio.sleep(_MEASURE_EVERY_S)
+            await asyncio.to_thread(check_size, directory)
 
 
 def check_size(directory: Path) -> None:

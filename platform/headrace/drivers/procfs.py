@@ -7,13 +7,13 @@ from pathlib import Path
 _START = 19  # of the fields that follow the name of the program
 
 
-def start_time(pid: int) -> int | None:
-    """Clock ticks from boot to the start of `pid`; None when it is gone, a zombie included."""
+def start_time(pid: int, *, zombie: bool = False) -> int | None:
+    """Clock ticks from boot to the start of `pid`; None when it is gone. A zombie counts as gone unless asked for."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
-    return None if fields[0] in "ZX" else int(fields[_START])
+    return int(fields[_START]) if zombie or fields[0] not in "ZX" else None
 
 
 def process_tag(pid: int) -> str:
