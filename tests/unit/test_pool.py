@@ -1,0 +1,244 @@
+"""The pool: every slot is given once, waiters are served in order, and nothing is lost whatever the order of events."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from headrace import errors
+from headrace.gateway.pool import Member, Pool, Waiter
+
+
+class Link:
+    def __init__(self, instance: str) -> None:
+        self.instance = instance
+
+
+class Desk:
+    """A pool with its news counted, and waiters that remember how they were settled."""
+
+    def __init__(self, queue: int = 100) -> None:
+        self.news = 0
+        self.pool = Pool(queue, "least-loaded", self._told)
+
+    def _told(self) -> None:
+        self.news += 1
+
+    def join(self, name: str, capacity: int = 1) -> Member:
+        link: Any = Link(name)
+        return self.pool.join(link, capacity, 1.0, 5.0, now=0.0)
+
+    def wait(self, deadline: float = 10.0, now: float = 0.0) -> list[Any]:
+        settled: list[Any] = []
+        self.waiter = Waiter(deadline, settled.append)
+        self.pool.wait(self.waiter, now)
+        return settled
+
+
+def test_a_slot_is_taken_and_comes_back() -> None:
+    desk = Desk()
+    member = desk.join("a", capacity=2)
+    assert desk.pool.take() is member
+    assert desk.pool.take() is member
+    assert desk.pool.take() is None
+    assert repr(desk.pool) == "<Pool [a 2/2] in_flight=2 waiting=0>"
+    desk.pool.release(member, now=7.0)
+    assert desk.pool.take() is member
+    desk.pool.release(member, now=8.0)
+    desk.pool.release(member, now=9.0)
+    assert (member.in_flight, member.idle_since, member.served) == (0, 9.0, 3)
+
+
+def test_a_released_slot_goes_to_the_first_waiter_in_the_same_step() -> None:
+    desk = Desk()
+    member = desk.join("a")
+    desk.pool.take()
+    first, second = desk.wait(), desk.wait()
+    desk.pool.release(member, now=1.0)
+    assert (first, second) == ([member], [])
+    assert desk.pool.take() is None
+    desk.pool.release(member, now=2.0)
+    assert second == [member]
+
+
+def test_a_new_instance_takes_as_many_waiters_as_it_has_slots() -> None:
+    desk = Desk()
+    waiting = [desk.wait() for _ in range(3)]
+    assert desk.news == 3
+    member = desk.join("a", capacity=2)
+    assert waiting == [[member], [member], []]
+
+
+def test_a_full_queue_says_so_and_one_call_may_always_start_the_first_instance() -> None:
+    desk = Desk(queue=0)
+    desk.wait()
+    with pytest.raises(errors.QueueFull, match="try again"):
+        desk.wait()
+    desk.join("a")
+    with pytest.raises(errors.QueueFull):
+        desk.wait()
+    assert desk.pool.throttled == 2
+
+
+def test_waiters_expire_in_order_and_are_told() -> None:
+    desk = Desk()
+    early, late = desk.wait(deadline=1.0), desk.wait(deadline=2.0)
+    desk.pool.expire(now=1.5)
+    assert isinstance(early[0], errors.NoCapacity)
+    assert late == []
+    assert desk.pool.waiting == 1
+
+
+def test_a_shut_gate_answers_at_once_until_its_time_and_opens_again() -> None:
+    desk = Desk()
+    waiting = desk.wait()
+    reason = errors.LoadFailed("SyntaxError: no")
+    desk.pool.shut(reason, until=5.0)
+    assert waiting == [reason]
+    with pytest.raises(errors.LoadFailed):
+        desk.wait(now=4.9)
+    assert desk.wait(now=5.1) == []
+    desk.pool.shut(reason, until=50.0)
+    desk.pool.reopen()
+    assert desk.wait(now=6.0) == []
+
+
+def test_a_forgotten_waiter_gets_nothing() -> None:
+    desk = Desk()
+    gone = desk.wait()
+    desk.pool.forget(desk.waiter)
+    kept = desk.wait()
+    member = desk.join("a")
+    assert (gone, kept) == ([], [member])
+
+
+def test_a_draining_member_finishes_its_calls_and_gets_no_new_one() -> None:
+    desk = Desk()
+    member = desk.join("a", capacity=2)
+    desk.pool.take()
+    desk.pool.drain(member)
+    assert desk.pool.take() is None
+    waiting, news = desk.wait(), desk.news
+    desk.pool.release(member, now=1.0)
+    assert waiting == []
+    assert desk.news == news + 1
+
+
+def test_a_removed_member_still_takes_its_slots_back() -> None:
+    desk = Desk()
+    member = desk.join("a", capacity=2)
+    desk.pool.take()
+    desk.pool.remove(member)
+    assert desk.pool.members == {}
+    desk.pool.release(member, now=1.0)
+    assert desk.pool.in_flight == 0
+    assert desk.pool.take() is None
+
+
+def test_the_peak_is_kept_until_it_is_looked_at() -> None:
+    desk = Desk()
+    member = desk.join("a", capacity=3)
+    for _ in range(3):
+        desk.pool.take()
+    desk.wait()
+    for _ in range(4):
+        desk.pool.release(member, now=1.0)
+    assert desk.pool.observe() == 4
+    assert desk.pool.observe() == 0
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """Any order of events against a plain model of who holds what."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = Pool(8, "least-loaded", lambda: None)
+        self.held: list[Member] = []
+        self.members: list[Member] = []
+        self.waiting: list[tuple[Waiter, list[Any]]] = []
+        self.now = 0.0
+        self.names = 0
+
+    def _collect(self) -> None:
+        """Waiters that were settled leave the queue from its front, each exactly once."""
+        still = []
+        for waiter, settled in self.waiting:
+            assert len(settled) <= 1
+            if not settled:
+                still.append((waiter, settled))
+            elif isinstance(settled[0], Member):
+                assert not still, "a later waiter was served before an earlier one"
+                self.held.append(settled[0])
+        self.waiting = still
+
+    @rule(capacity=st.integers(1, 3))
+    def join(self, capacity: int) -> None:
+        self.names += 1
+        link: Any = Link(f"m{self.names}")
+        self.members.append(self.pool.join(link, capacity, 1.0, 0.0, self.now))
+        self._collect()
+
+    @rule()
+    def call(self) -> None:
+        free = any(not m.draining and m.in_flight < m.capacity for m in self.members)
+        member = self.pool.take()
+        assert (member is not None) == free
+        if member is not None:
+            self.held.append(member)
+            return
+        settled: list[Any] = []
+        waiter = Waiter(self.now + 3, settled.append)
+        try:
+            self.pool.wait(waiter, self.now)
+        except errors.QueueFull:
+            assert len(self.waiting) >= 1
+        else:
+            self.waiting.append((waiter, settled))
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        member = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
+        self.pool.release(member, self.now)
+        self._collect()
+
+    @precondition(lambda self: self.members)
+    @rule(data=st.data(), lost=st.booleans())
+    def leave(self, data: st.DataObject, lost: bool) -> None:
+        member = data.draw(st.sampled_from(self.members))
+        if lost:
+            self.members.remove(member)
+            self.pool.remove(member)
+        else:
+            self.pool.drain(member)
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def give_up(self, data: st.DataObject) -> None:
+        pair = data.draw(st.sampled_from(self.waiting))
+        self.waiting.remove(pair)
+        self.pool.forget(pair[0])
+
+    @rule(seconds=st.floats(0, 4))
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        self.pool.expire(self.now)
+        for waiter, settled in self.waiting:
+            assert bool(settled) == (waiter.deadline <= self.now)
+        self.waiting = [pair for pair in self.waiting if not pair[1]]
+
+    @invariant()
+    def counters_balance(self) -> None:
+        assert self.pool.in_flight == len(self.held)
+        assert self.pool.waiting == len(self.waiting)
+        assert all(0 <= m.in_flight <= m.capacity for m in self.members)
+        if any(not m.draining and m.in_flight < m.capacity for m in self.members):
+            assert not self.waiting, "a call waits although a slot is free"
+
+
+PoolMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestPoolMachine = PoolMachine.TestCase
