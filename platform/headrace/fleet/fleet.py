@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -198,14 +197,14 @@ class Fleet:
 
     async def _make_room(self, memory_mb: int) -> None:
         """Return when `memory_mb` more fit, stopping idle instances for it. Raises `NoCapacity`."""
-        deadline = time.monotonic() + _ROOM_S
+        deadline = asyncio.get_running_loop().time() + _ROOM_S
         while not self._fits(memory_mb):
             idlest = min(
                 (k for k in self._keepers.values() if k.evictable is not None),
                 key=lambda keeper: keeper.evictable or 0.0,
                 default=None,
             )
-            if time.monotonic() > deadline or (idlest is None and not self._stopping()):
+            if asyncio.get_running_loop().time() > deadline or (idlest is None and not self._stopping()):
                 raise errors.NoCapacity(
                     f"instances hold {self._used()} of {self._memory_mb} MiB and all are busy: lower memory_mb, "
                     "stop functions, or raise HEADRACE_INSTANCE_MEMORY_MB.",

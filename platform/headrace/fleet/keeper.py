@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable
 
 from headrace import errors
@@ -83,7 +82,7 @@ class Keeper:
         config = self.version.config
         self._instances[instance.id] = instance
         instance.member = self.pool.join(
-            instance.link, config.concurrency, config.cpus, instance.start_ms, time.monotonic()
+            instance.link, config.concurrency, config.cpus, instance.start_ms, asyncio.get_running_loop().time()
         )
         self._failures = 0
         self.pool.reopen()
@@ -123,6 +122,9 @@ class Keeper:
         gone = errors.NotFound(f"version {self.version.number} of {self.version.function!r} was deleted.")
         self.pool.shut(gone, float("inf"))
         self._fail(gone)
+        for instance in self.instances:
+            if instance.member is not None and not instance.member.draining:
+                self.pool.drain(instance.member)
         self.wake()
 
     async def finished(self) -> None:
@@ -150,11 +152,11 @@ class Keeper:
 
     def _look(self) -> float | None:
         """Observe, decide, act; the seconds until the next look without news, None: no need."""
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         config = self.version.config
         for instance in self.instances:
             member = instance.member
-            if member is not None and (member.draining or self._retired) and not member.in_flight:
+            if member is not None and member.draining and not member.in_flight:
                 self._stop(instance)
         if self._retired:
             return None
@@ -197,7 +199,7 @@ class Keeper:
             instance = await self._obtain(self.version)
         except errors.NoCapacity as error:  # the node is full: not this version's fault, look again soon
             self._starting -= 1
-            self._retry_at = time.monotonic() + _RETRY_S
+            self._retry_at = asyncio.get_running_loop().time() + _RETRY_S
             self._fail(error)
         except errors.HeadraceError as error:
             self._starting -= 1
@@ -206,7 +208,11 @@ class Keeper:
             self._starting -= 1
             raise
         else:
+            if self._retired:
+                await self._yard.stop(instance, 0)
             self._starting -= 1
+            if self._retired:
+                return self.wake()
             self.enlist(instance)
             if instance.link is not None and instance.link.lost:
                 self.lost(instance)
@@ -216,7 +222,7 @@ class Keeper:
         """Fail fast: who waits gets the reason at once, and so does who comes before the next try."""
         backoff = _BACKOFF_S[min(self._failures, len(_BACKOFF_S) - 1)]
         self._failures += 1
-        self._retry_at = time.monotonic() + backoff
+        self._retry_at = asyncio.get_running_loop().time() + backoff
         self._fail(error)
         if not any(i.member and not i.member.draining for i in self._instances.values()):
             self.pool.shut(error, self._retry_at)

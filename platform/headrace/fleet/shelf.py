@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 
@@ -54,7 +53,7 @@ class Shelf:
 
     def take(self, kind: Kind) -> Instance | None:
         """An instance of `kind` that is ready to be loaded, now the caller's; None when there is none."""
-        self._asked[kind] = max(self._asked.get(kind, 0.0), time.monotonic())
+        self._asked[kind] = max(self._asked.get(kind, 0.0), asyncio.get_running_loop().time())
         waiting = self._waiting[kind]
         instance = waiting.popleft() if waiting else None
         self._refill(kind)
@@ -62,7 +61,7 @@ class Shelf:
 
     def put(self, instance: Instance) -> None:
         """An instance that an earlier node had on its shelf."""
-        self._asked.setdefault(instance.kind, time.monotonic())
+        self._asked.setdefault(instance.kind, asyncio.get_running_loop().time())
         self._waiting[instance.kind].append(instance)
 
     def discard(self, instance: Instance) -> bool:
@@ -78,7 +77,7 @@ class Shelf:
         """Instances of kinds that nobody asks for any more, now the caller's to stop."""
         gone: list[Instance] = []
         for kind, asked in list(self._asked.items()):
-            if time.monotonic() - asked > _FORGET_S:
+            if asyncio.get_running_loop().time() - asked > _FORGET_S:
                 del self._asked[kind]
                 gone += self._waiting.pop(kind, ())
         return gone

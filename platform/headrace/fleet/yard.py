@@ -12,7 +12,6 @@ import hashlib
 import logging
 import os
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,7 +50,7 @@ class Yard:
         """A sandbox that has dialled in and waits for LOAD. Raises `EngineUnavailable`, `InstanceDied`."""
         instance = Instance(kind, memory_mb, cpus, self._settings.run_dir)
         self.running[instance.id] = instance
-        began = time.monotonic()
+        began = asyncio.get_running_loop().time()
         try:
             async with self._launches:
                 instance.become(InstanceState.CREATING)
@@ -64,7 +63,7 @@ class Yard:
         except BaseException:
             await self._scrap(instance, InstanceState.FAILED)
             raise
-        instance.start_ms = (time.monotonic() - began) * 1000
+        instance.start_ms = (asyncio.get_running_loop().time() - began) * 1000
         return instance
 
     async def adopt(self, instance: Instance, on_lost: Callable[[Instance], None], patience_s: float) -> bool:
@@ -95,7 +94,7 @@ class Yard:
         """
         link = instance.link
         assert link is not None
-        began = time.monotonic()
+        began = asyncio.get_running_loop().time()
         try:
             config = version.config
             if (instance.memory_mb, instance.cpus) != (config.memory_mb, config.cpus):
@@ -114,7 +113,7 @@ class Yard:
             await self._scrap(instance, InstanceState.FAILED)
             raise
         instance.become(InstanceState.READY)
-        instance.start_ms += (time.monotonic() - began) * 1000
+        instance.start_ms += (asyncio.get_running_loop().time() - began) * 1000
         instance.handler_kind = str(header.get("kind", "handler"))
 
     async def stop(self, instance: Instance, shutdown_s: float = _SHUTDOWN_S) -> None:
@@ -197,13 +196,13 @@ class Yard:
 
     async def _hello(self, instance: Instance, link: Link) -> None:
         """Wait until the instance has dialled in, or say why it did not."""
-        deadline = time.monotonic() + _HELLO_S
+        deadline = asyncio.get_running_loop().time() + _HELLO_S
         while True:
             done, _ = await asyncio.wait((link.connected,), timeout=1.0)
             if done:
                 return link.connected.result()
             status = await self._driver.inspect(instance.id)
-            if status is None or not status.running or time.monotonic() > deadline:
+            if status is None or not status.running or asyncio.get_running_loop().time() > deadline:
                 tail = status.tail.strip()[-500:] if status is not None else "it is gone"
                 raise errors.EngineUnavailable(f"an instance started but did not report: {tail or 'it said nothing'}.")
 
