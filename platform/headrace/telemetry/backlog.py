@@ -2,8 +2,8 @@
 
 `take` hands out a batch, and exactly one of `accepted`, `refused` or `give_back` ends it, so nothing is ever in two
 places or in none. A refused batch goes back to the front and the next one is an eighth of its size; success doubles
-it again. That finds the one item a store will never take without knowing the store's errors: an item refused
-alone is set aside and tried once more right after a write that succeeded. Refused even then, it is dropped; the store
+it again. That finds an item that the store will never take without knowing the store's errors: an item refused
+alone is set aside and tried once more right after a write that succeeded. Refused even then, it is dropped: the store
 was there, so the item is at fault. While the store is away no write succeeds, so no item is blamed.
 """
 
@@ -20,6 +20,7 @@ BATCH = 2_000  # items of each kind in one write
 BATCH_BYTES = 8 << 20  # of each kind in one write
 MOST_BYTES = 64 << 20  # of each kind waiting, besides the fixed part of a row
 MOST_SLOTS = 20_000
+MOST_ASIDE = 100  # items under suspicion
 
 PLAIN_PATH = 256  # a path up to this many characters is part of a row's fixed size
 
@@ -98,16 +99,16 @@ class Backlog:
         self.lines: Ring[Row] = Ring(capacity, MOST_BYTES, weigh_line)
         self.slots: Ring[MetricSlot] = Ring(MOST_SLOTS, MOST_BYTES, _weigh_slot)
         self._count = BATCH
-        self._aside: Batch | None = None  # one item that was refused alone
+        self._aside: deque[Batch] = deque()  # of one item each, refused alone
         self._proven = False  # the last write succeeded
 
     def __repr__(self) -> str:
-        return f"Backlog({self.invocations}, {self.lines}, {self.slots}, batch {self._count}, aside {self._aside})"
+        aside = len(self._aside)
+        return f"Backlog({self.invocations}, {self.lines}, {self.slots}, batch {self._count}, {aside} aside)"
 
     @property
     def waiting(self) -> int:
-        aside = 0 if self._aside is None else 1
-        return len(self.invocations) + len(self.lines) + len(self.slots) + aside
+        return len(self.invocations) + len(self.lines) + len(self.slots) + len(self._aside)
 
     @property
     def dropped(self) -> int:
@@ -115,9 +116,8 @@ class Backlog:
 
     def take(self) -> Batch:
         """The next batch; empty when nothing waits."""
-        if self._aside is not None and (self._proven or self.waiting == 1):
-            batch, self._aside = self._aside, None
-            return batch
+        if self._aside and (self._proven or self.waiting == len(self._aside)):
+            return self._aside.popleft()
         batch = Batch([], [], [])
         for ring, part in self._paired(batch):
             part.extend(ring.take(self._count))
@@ -138,12 +138,11 @@ class Backlog:
         elif proven:
             for ring, part in self._paired(batch):
                 ring.dropped += len(part)
-        elif self._aside is None:
-            self._aside = batch
         else:
-            self.give_back(batch)
-            self.give_back(self._aside)
-            self._aside = None
+            self._aside.append(batch)
+            if len(self._aside) > MOST_ASIDE:  # the store is away
+                while self._aside:
+                    self.give_back(self._aside.pop())
 
     def give_back(self, batch: Batch) -> None:
         """Return a batch whose write did not happen."""

@@ -156,12 +156,8 @@ class Recorder:
                         await asyncio.sleep(FIRST_PAUSE_S)
         except TimeoutError:
             await self._tasks.aclose()
-            logger.error(  # noqa: TRY400 - where the time ran out says nothing
-                "stopping with %d invocations and %d log lines that could not be written within %g s",
-                len(self._backlog.invocations),
-                len(self._backlog.lines),
-                FLUSH_S,
-            )
+            waiting = self._backlog.waiting
+            logger.error("stopping with %d records that could not be written within %g s", waiting, FLUSH_S)  # noqa: TRY400
 
     async def _drain(self) -> None:
         try:
