@@ -197,26 +197,20 @@ class Keeper:
     async def _start(self) -> None:
         try:
             instance = await self._obtain(self.version)
-        except errors.NoCapacity as error:  # the node is full: not this version's fault, look again soon
-            self._starting -= 1
-            self._retry_at = asyncio.get_running_loop().time() + _RETRY_S
-            self._fail(error)
-        except errors.HeadraceError as error:
-            self._starting -= 1
-            self._failed(error)
-        except BaseException:
-            self._starting -= 1
-            raise
-        else:
             if self._retired:
                 await self._yard.stop(instance, 0)
-            self._starting -= 1
-            if self._retired:
-                return self.wake()
+                return
             self.enlist(instance)
             if instance.link is not None and instance.link.lost:
                 self.lost(instance)
-        self.wake()
+        except errors.NoCapacity as error:  # the node is full: not this version's fault, look again soon
+            self._retry_at = asyncio.get_running_loop().time() + _RETRY_S
+            self._fail(error)
+        except errors.HeadraceError as error:
+            self._failed(error)
+        finally:
+            self._starting -= 1
+            self.wake()
 
     def _failed(self, error: errors.HeadraceError) -> None:
         """Fail fast: who waits gets the reason at once, and so does who comes before the next try."""
