@@ -115,7 +115,8 @@ class ProcessDriver:
         lines = Lines(source.hidden, on_line)
         installer = await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-u", "-m", "pip", "install", "--target", str(spec.out_dir)),
-            *("-r", str(spec.code_dir / "requirements.txt")),
+            *("-r", "requirements.txt"),
+            cwd=spec.code_dir,
             env=_ENV | env | {"PIP_CONFIG_FILE": os.devnull},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,

@@ -96,14 +96,14 @@ def build_config(
         mounts.append(_mount(ca_bundle, CA_BUNDLE))
     command = [
         *("timeout", "--kill-after=5", str(int(spec.timeout_s) + 5), *_PYTHON),
-        *("-m", "pip", "install", "--target", "/out", "-r", "/function/requirements.txt"),
+        *("-m", "pip", "install", "--target", "/out", "-r", "requirements.txt"),
     ]
     host = _host_config(spec.memory_mb, spec.memory_mb // 2, _BUILD_PROCESSES, mounts) | {
         "CpuShares": _BUILD_CPU_SHARES,
         "NetworkMode": EGRESS_NETWORK,
     }
     labels = {LABEL_HOME: home_tag, LABEL_ROLE: ROLE_BUILD, LABEL_OWNER: owner}
-    return _config(image, command, env=env, labels=labels, user=build_user(), host=host)
+    return _config(image, command, env=env, labels=labels, user=build_user(), host=host) | {"WorkingDir": "/function"}
 
 
 CA_BUNDLE = "/run/ca-bundle.pem"  # in a build container
