@@ -1,0 +1,116 @@
+"""The platform itself: is it alive, is it ready, what does it consist of."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from importlib.metadata import version
+from typing import Any, Literal
+
+from fastapi import APIRouter, Depends
+from pydantic import BaseModel, ConfigDict, Field
+
+from headrace.control.auth import Guarded, everywhere, needs
+from headrace.control.problems import READS, problems
+from headrace.control.services import Platform, Services
+from headrace.errors import NodeUnavailable, StoreUnavailable
+
+router = APIRouter(route_class=Guarded, tags=["system"])
+open_router = APIRouter(tags=["system"])
+
+
+class HealthOut(BaseModel):
+    """The process answers."""
+
+    status: Literal["ok"] = Field(description="Always `ok`.")
+
+
+class DiskOut(BaseModel):
+    """The file system that holds Headrace's home."""
+
+    total_bytes: int
+    free_bytes: int
+
+
+class QueueOut(BaseModel):
+    """Background work."""
+
+    waiting: int = Field(description="Jobs that nobody works on yet.")
+
+
+class RecoveryOut(BaseModel):
+    """What a node found of its predecessor when it started."""
+
+    adopted: int = Field(description="Instances that went on serving.")
+    shelved: int = Field(description="Generic instances that wait again.")
+    removed: int = Field(description="Instances that nobody could use.")
+
+
+class NodeOut(BaseModel):
+    """What a node says about itself."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str | None = None
+    recovery: RecoveryOut | None = None
+
+
+class SystemOut(BaseModel):
+    """The platform as it is now."""
+
+    version: str = Field(description="Release of Headrace.")
+    database: Literal["sqlite", "postgresql"]
+    redis: bool = Field(description="Is Redis configured?")
+    driver: str = Field(description="What runs instances: `docker`, or `process`, which isolates nothing.")
+    disk: DiskOut
+    queue: QueueOut
+    nodes: list[NodeOut] = Field(description="The nodes that answer.")
+
+
+@router.get(
+    "/system",
+    summary="Show the system",
+    response_model=SystemOut,
+    dependencies=[needs("read"), Depends(everywhere)],
+    responses=problems(*READS),
+)
+async def get_system(platform: Platform) -> Any:
+    """Release, database, disk, waiting jobs, and the nodes with their instances and what they recovered."""
+    settings = platform.settings
+    disk = await asyncio.to_thread(shutil.disk_usage, settings.home)
+    return SystemOut(
+        version=version("headrace"),
+        database="postgresql" if settings.database.startswith("postgresql") else "sqlite",
+        redis=bool(settings.redis_url),
+        driver=settings.driver,
+        disk=DiskOut(total_bytes=disk.total, free_bytes=disk.free),
+        queue=QueueOut(waiting=await platform.queue.waiting()),
+        nodes=[NodeOut(**status) for status in await platform.statuses.get()],
+    )
+
+
+@open_router.get("/healthz", summary="Is the process alive?", response_model=HealthOut)
+async def healthz() -> Any:
+    """Answers as long as the process serves requests. Needs no token."""
+    return HealthOut(status="ok")
+
+
+@open_router.get(
+    "/readyz",
+    summary="Is the platform ready?",
+    response_model=HealthOut,
+    responses=problems(StoreUnavailable, NodeUnavailable),
+)
+async def readyz(platform: Platform) -> Any:
+    """Answers 200 when functions can be deployed and called: the database answers, and so does a node. No token."""
+    await _check_database(platform)
+    if not await platform.statuses.get():
+        raise NodeUnavailable("not ready: no node answers; it may still be starting, else its log says why.")
+    return HealthOut(status="ok")
+
+
+async def _check_database(services: Services) -> None:
+    try:
+        await services.functions.revision()
+    except StoreUnavailable as error:
+        raise StoreUnavailable(f"not ready: {error.detail}") from None
