@@ -191,6 +191,7 @@ class Link(asyncio.Protocol):
         self._on_lost = on_lost
         self._decoder = wire.Decoder()
         self._transport: asyncio.WriteTransport | None = None
+        self._out: list[bytes] = []  # frames of this turn of the loop
         self._next = 0
         self._streams: dict[int, Stream] = {}
         self._invocations: OrderedDict[int, str] = OrderedDict()
@@ -298,7 +299,15 @@ class Link(asyncio.Protocol):
 
     def send(self, type: int, stream: int, header: bytes = b"", body: bytes = b"") -> None:
         if self._transport is not None and not self.lost:
-            self._transport.write(wire.encode(type, stream, header, body))
+            if not self._out:
+                self.loop.call_soon(self._flush)
+            self._out.append(wire.encode(type, stream, header, body))
+
+    def _flush(self) -> None:
+        """One write for all frames of this turn of the loop: a system call costs more than a frame."""
+        out, self._out = self._out, []
+        if self._transport is not None and not self.lost:
+            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
 
     def ended(self, stream: Stream) -> None:
         self._streams.pop(stream.id, None)
