@@ -28,18 +28,24 @@ _OLD_AFTER_S = 3600.0  # longer than anything takes between writing a directory 
 def temporary(shelf: Path) -> Iterator[Path]:
     """A fresh empty directory on `shelf`, gone afterwards unless it was kept. A full disk is said plainly."""
     try:
-        shelf.mkdir(parents=True, exist_ok=True)
-        path = shelf / f"{_NEW}{secrets.token_hex(8)}"
-        path.mkdir()
-        path.chmod(0o755)
+        path = fresh(shelf)
         try:
             yield path
         finally:
-            _remove(path)
+            remove(path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise HeadraceError(f"the disk that holds {shelf} is full: free some space and try again.") from error
         raise
+
+
+def fresh(shelf: Path) -> Path:
+    """A new empty directory on `shelf`, to be filled and kept, or removed."""
+    shelf.mkdir(parents=True, exist_ok=True)
+    path = shelf / f"{_NEW}{secrets.token_hex(8)}"
+    path.mkdir()
+    path.chmod(0o755)
+    return path
 
 
 def keep(path: Path, final: Path) -> None:
@@ -85,7 +91,7 @@ def _retire(path: Path) -> bool:
     except OSError as error:
         logger.warning("can't tidy %s away: %s", path, error)
         return False
-    return _remove(aside)
+    return remove(aside)
 
 
 def _is_old(path: Path) -> bool:
@@ -95,7 +101,8 @@ def _is_old(path: Path) -> bool:
         return False
 
 
-def _remove(path: Path) -> bool:
+def remove(path: Path) -> bool:
+    """Remove the tree at `path`; False when it is not there, or when something of it stays."""
     try:
         shutil.rmtree(path)
     except FileNotFoundError:
