@@ -18,7 +18,7 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import Any
 
 import asyncpg
@@ -188,8 +188,7 @@ def alembic_config(url: str) -> Config:
 def _upgrade(url: str) -> None:
     parsed = _parse(url)
     if parsed.get_backend_name() == "sqlite":
-        with _translated():
-            _enable_wal(str(parsed.database))
+        _enable_wal(str(parsed.database))
     try:
         command.upgrade(alembic_config(url), "head")
     except CommandError as error:
@@ -206,16 +205,13 @@ async def lock_schema(connection: AsyncConnection) -> None:
 
 def _enable_wal(path: str) -> None:
     """Switch the file to WAL, which it remembers. The switch doesn't honour the busy timeout, so it is repeated."""
-    connection = sqlite3.connect(path, timeout=_WAIT_S)
-    try:
-        deadline = time.monotonic() + _WAIT_S
-        while True:
-            try:
+    deadline = time.monotonic() + _WAIT_S
+    while True:
+        try:
+            with closing(sqlite3.connect(path, timeout=_WAIT_S)) as connection:
                 connection.execute("PRAGMA journal_mode=WAL")
-                return
-            except sqlite3.OperationalError as error:
-                if time.monotonic() > deadline:
-                    raise _unavailable(f"{path}: {error}") from error
-                time.sleep(0.02)
-    finally:
-        connection.close()
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise _unavailable(f"{path}: {error}") from error
+        time.sleep(0.02)
