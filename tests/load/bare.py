@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import os
 import signal
 from typing import Any
@@ -52,7 +51,7 @@ async def embedded(port: int, task_impl: TaskImpl) -> None:
         task_impl=task_impl,
         backlog=BACKLOG,
         backpressure=BACKLOG,
-        log_level="warning",
+        log_enabled=False,
     )
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -71,7 +70,6 @@ def main() -> None:
     options = parser.parse_args()
     os.environ[BODY], os.environ[CONTENT_TYPE] = options.body, options.content_type
     if options.embedded:
-        logging.disable(logging.WARNING)
         uvloop.run(embedded(options.port, options.task_impl))
         return
     Granian(

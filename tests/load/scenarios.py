@@ -1,0 +1,147 @@
+"""The scenarios by name. Each takes the options of the run and returns a report."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import httpx
+import moves
+from many import register_many
+from measure import Report, Unavailable, compare, interleaved, quantile
+from references import Answer, running
+from stack import Headrace, example, headrace
+
+ROUNDS = 5
+COLD_CALLS = 10
+TARGET_WARM = 0.20  # of bare Granian, at 32 connections
+TARGET_COLD = 2.0  # times `docker run`, on the plain path
+
+_COLD_WAIT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """`seconds`: of one slice of load; `say`: progress, one line at a time."""
+
+    seconds: float
+    say: Callable[[str], None]
+
+
+def warm(connections: int, options: Options) -> Report:
+    """hello at full speed, beside servers that answer the same bytes."""
+    with headrace() as platform:
+        files, config = example("hello")
+        platform.deploy("hello", files, config)
+        found = httpx.get(platform.url("hello"))
+        if found.status_code != 200:
+            raise Unavailable(f"hello answers {found.status_code}: {found.text}")
+        answer = Answer(found.text, found.headers["content-type"])
+        with running(answer, True, options.say) as references:
+            subjects = {"headrace": platform.url("hello"), **references}
+            loads = interleaved(subjects, ROUNDS, connections, options.seconds, options.say)
+        report = compare(f"warm-{connections}", loads, "bare")
+    if connections == 32:
+        report.notes.append(f"target: {TARGET_WARM} of bare Granian")
+    return report
+
+
+def cold(options: Options) -> Report:
+    """The first call of a function whose instances have all stopped, beside `docker run` of the same image."""
+    report = Report("cold", ("subject", "calls", "p50 ms", "max ms", "of docker run"))
+    times: dict[str, list[float]] = {"generic instance waiting": [], "plain path": [], "docker run": []}
+    with headrace() as platform:
+        _cold_calls(platform, times["generic instance waiting"], options.say, None)
+    with headrace(prewarm="0") as platform:
+        _cold_calls(platform, times["plain path"], options.say, times["docker run"])
+    reference = statistics.median(times["docker run"])
+    for subject, values in times.items():
+        middle = statistics.median(values)
+        report.rows.append((subject, len(values), middle, max(values), middle / reference))
+    report.notes.append(f"target: plain path under {TARGET_COLD:g} times docker run")
+    return report
+
+
+def _cold_calls(
+    platform: Headrace, times: list[float], say: Callable[[str], None], engine_times: list[float] | None
+) -> None:
+    files, config = example("hello")
+    platform.deploy("cold", files, {**config, "idle_s": 1, "min_instances": 0})
+    for number in range(1, COLD_CALLS + 1):
+        image = platform.image()
+        _wait_until_stopped(platform, "cold")
+        began = time.perf_counter()
+        answer = httpx.get(platform.url("cold"), timeout=60)
+        times.append((time.perf_counter() - began) * 1000)
+        timing = answer.headers.get("server-timing", "")
+        if answer.status_code != 200 or "start;" not in timing:
+            raise Unavailable(f"this was no cold call: {answer.status_code} {timing!r} {answer.text[:200]}")
+        if engine_times is not None:
+            engine_times.append(_docker_run(image))
+        say(f"call {number} of {COLD_CALLS}: {times[-1]:.1f} ms ({timing})")
+
+
+def _wait_until_stopped(platform: Headrace, name: str) -> None:
+    deadline = time.monotonic() + _COLD_WAIT_S
+    while any(platform.ask("GET", f"/functions/{name}")["instances"].values()):
+        if time.monotonic() > deadline:
+            raise Unavailable(f"instances of {name} still run {_COLD_WAIT_S:g} s after its last call.")
+        time.sleep(0.25)
+    time.sleep(1)  # the sandbox is being removed, and the shelf filled again
+
+
+def _docker_run(image: str) -> float:
+    began = time.perf_counter()
+    command = ["docker", "run", "--rm", image, "python3", "-c", "print('hello')"]
+    subprocess.run(command, check=True, capture_output=True)
+    return (time.perf_counter() - began) * 1000
+
+
+def under_moves(options: Options) -> Report:
+    """200 publishes and rollbacks under constant load."""
+    with headrace() as platform:
+        return asyncio.run(moves.run(platform, options.seconds, options.say))
+
+
+def many(options: Options) -> Report:
+    """10,000 functions registered: what they cost the node and the warm path."""
+    report = Report("many", ("functions", "of bare", "req/s", "p50 ms", "p99 ms", "node MiB", "list page ms"))
+    with headrace() as platform:
+        files, config = example("hello")
+        platform.deploy("hello", files, config)
+        answer = httpx.get(platform.url("hello"))
+        with running(Answer(answer.text, answer.headers["content-type"]), False, options.say) as references:
+            subjects = {"headrace": platform.url("hello"), **references}
+            for count in (0, 10_000):
+                if count:
+                    rate = asyncio.run(register_many(platform, count, options.say))
+                    report.notes.append(f"registered {rate:,.0f} functions a second")
+                loads = interleaved(subjects, 3, 32, options.seconds, options.say)
+                _, rps, p50, p99, ratio, failed = compare("many", loads, "bare").rows[0]
+                page = [_page_ms(platform) for _ in range(5)]
+                node = platform.memory_mb("node")
+                report.rows.append((count + 1, ratio, rps, p50, p99, node, quantile(page, 0.5)))
+                if failed:
+                    report.failures.append(f"{failed} requests failed with {count + 1} functions.")
+    grown = (report.rows[1][5] - report.rows[0][5]) * 1024 / 10_000
+    report.notes.append(f"{max(grown, 0.0):.2f} KiB of node memory per function")
+    return report
+
+
+def _page_ms(platform: Headrace) -> float:
+    began = time.perf_counter()
+    platform.ask("GET", "/functions?limit=50")
+    return (time.perf_counter() - began) * 1000
+
+
+SCENARIOS: dict[str, Callable[[Options], Report]] = {
+    "warm-32": lambda options: warm(32, options),
+    "warm-1": lambda options: warm(1, options),
+    "cold": cold,
+    "moves": under_moves,
+    "many": many,
+}
