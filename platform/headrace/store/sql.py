@@ -114,8 +114,14 @@ def _sqlite_engine(url: URL, begin: str, *, connections: int, query_only: bool =
             connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
         connection.exec_driver_sql(begin)
 
+    def on_invalidate(connection: Any, _record: Any, _error: BaseException | None) -> None:
+        # A task was cancelled in the middle of a statement. To close the connection is not enough: SQLite keeps the
+        # transaction, and with it the write lock, until the cursor that the traceback still holds is collected.
+        connection.rollback()
+
     event.listen(engine.sync_engine, "connect", on_connect)
     event.listen(engine.sync_engine, "begin", on_begin)
+    event.listen(engine.sync_engine, "invalidate", on_invalidate)
     return engine
 
 
