@@ -135,7 +135,7 @@ async def _watch(stream: Stream) -> None:
     """End the call when its caller goes away."""
     receive, stream.receive = stream.receive, None
     assert receive is not None
-    watching = asyncio.ensure_future(receive())
+    watching = asyncio.ensure_future(_gone(receive))
     over = stream.over()
     try:
         await asyncio.wait((watching, over), return_when=asyncio.FIRST_COMPLETED)
@@ -143,3 +143,9 @@ async def _watch(stream: Stream) -> None:
             stream.close("client", errors.ClientGone("the caller went away before the answer was complete."))
     finally:
         watching.cancel()
+
+
+async def _gone(receive: Receive) -> None:
+    """Return when the caller has left. What an unread (empty) body still brings is passed over."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
