@@ -38,6 +38,7 @@ class BuildLog:
         self._id = version_id
         self._waiting: list[str] = []
         self._lost = 0
+        self._ended = asyncio.Event()
         self._tasks = Tasks()
 
     def line(self, text: str) -> None:
@@ -53,20 +54,26 @@ class BuildLog:
         self.line(scrubbed(text))
 
     async def __aenter__(self) -> BuildLog:
-        self._tasks.spawn(self._write_now_and_then(), f"build log of version id {self._id}")
+        self._writer = self._tasks.spawn(self._write_now_and_then(), f"build log of version id {self._id}")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._tasks.aclose()
-        if kind is None or not issubclass(kind, asyncio.CancelledError):
+        self._ended.set()
+        if kind is not None and issubclass(kind, asyncio.CancelledError):
+            await self._tasks.aclose()
+        else:
+            await asyncio.wait([self._writer])  # not cut off: what it is writing would be written twice
             await self._write()
 
     async def _write_now_and_then(self) -> None:
-        while True:
-            await asyncio.sleep(_EVERY_S)
-            await self._write()
+        while not self._ended.is_set():
+            try:
+                async with asyncio.timeout(_EVERY_S):
+                    await self._ended.wait()
+            except TimeoutError:
+                await self._write()
 
     async def _write(self) -> None:
         """Write what waits. While the store is away it goes on waiting."""
