@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_kit import Cli
 
+from cli_kit import Cli
 from headrace.cli import releases
 from headrace.errors import HeadraceError
 
@@ -21,7 +21,9 @@ def cli(tmp_path: Path) -> Cli:
 def test_help_names_every_command(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
     assert cli("--help").code == 0
     shown = capfd.readouterr().out
-    wanted = "up down doctor deploy dev invoke publish rollback traffic functions versions delete logs invocations metrics"
+    wanted = (
+        "up down doctor deploy dev invoke publish rollback traffic functions versions delete logs invocations metrics"
+    )
     for name in [*wanted.split(), "token", "--install-completion", "--version"]:
         assert name in shown
 

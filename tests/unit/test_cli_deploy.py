@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_kit import Answer, Cli, Request, Server, document, events, problem
 
+from cli_kit import Answer, Cli, Request, Server, document, events, problem
 from headrace.cli import deploy
 from headrace.errors import BundleRejected, Conflict, Forbidden, NoCapacity, Unauthenticated
 
@@ -44,9 +44,7 @@ def version(state: str, number: int = 3, reason: str | None = None) -> dict[str,
 
 def moved(request: Request) -> Answer:
     number = str(request.json["version"])
-    return document(
-        {"alias": request.json["alias"], "generation": 8, "traffic": {number: 100}, "previous": {"2": 100}}
-    )
+    return document({"alias": request.json["alias"], "generation": 8, "traffic": {number: 100}, "previous": {"2": 100}})
 
 
 def builds(server: Server, *, state: str = "ready", reason: str | None = None) -> None:

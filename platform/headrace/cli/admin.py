@@ -40,19 +40,21 @@ def up(
     ] = None,
 ) -> None:
     """Start Headrace and stay in front of it; Ctrl-C stops it."""
+    from headrace.cli import start
     from headrace.cli import up as work
 
     session: Session = context.obj
     options = {"host": host, "port": port, "control_port": control_port, "home": home, "driver": driver}
-    work.up(session.out, work.plan(session, options), deploy, detach)
+    work.up(session.out, start.plan(session, options), deploy, detach)
 
 
 def down(context: typer.Context, home: Home = None) -> None:
     """Stop a Headrace that runs detached, or in another terminal."""
+    from headrace.cli import start
     from headrace.cli import up as work
 
     session: Session = context.obj
-    work.down(session.out, work.plan(session, {"home": home}))
+    work.down(session.out, start.plan(session, {"home": home}))
 
 
 def doctor(context: typer.Context, json: Json = False) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ _PAGE = 100
 class Unreachable(errors.HeadraceError):
     """Nothing answers where the control API should be, or the connection broke."""
 
-    code, title, retryable = "unreachable", "Headrace does not answer", True
+    code, title, retryable = "unreachable", "Unreachable", True
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +58,20 @@ def _trust(settings: Settings) -> str:
     return f"set HEADRACE_TOKEN, or HEADRACE_HOME to the home of this Headrace ({path} does not exist)"
 
 
-class Control:
-    """A client of one control API. `transport` takes the place of the network in tests."""
+def http_client(url: str, **options: Any) -> httpx.Client:
+    """A client for `url`: no proxies from the environment, this machine's certificates, read only where needed."""
+    trusted = ssl.create_default_context() if url.startswith("https:") else False
+    return httpx.Client(verify=trusted, trust_env=False, **options)
 
-    def __init__(self, settings: Settings, transport: httpx.BaseTransport | None = None) -> None:
+
+class Control:
+    """A client of one control API."""
+
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.token = find_token(settings)
         headers = {"authorization": f"Bearer {self.token}"} if self.token else {}
-        self._http = httpx.Client(
-            base_url=f"{settings.control}/v1", headers=headers, timeout=_TIMEOUT, trust_env=False, transport=transport
-        )
+        self._http = http_client(settings.control, base_url=f"{settings.control}/v1", headers=headers, timeout=_TIMEOUT)
 
     def close(self) -> None:
         self._http.close()

@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 import httpx
 
 from headrace import errors
-from headrace.cli.client import Control
+from headrace.cli.client import Control, http_client
 from headrace.cli.output import Output, bytes_text
 from headrace.cli.ports import check_free
 from headrace.cli.uplock import UpLock
@@ -190,22 +190,26 @@ async def _ports(settings: Settings) -> Check:
 
 
 async def _control(settings: Settings) -> Check:
-    async with httpx.AsyncClient(timeout=5.0, trust_env=False) as client:
+    return await asyncio.to_thread(_ask_control, settings)
+
+
+def _ask_control(settings: Settings) -> Check:
+    with http_client(settings.control, timeout=5.0) as client:
         try:
-            answer = await client.get(f"{settings.control}/readyz")
+            answer = client.get(f"{settings.control}/readyz")
         except httpx.TransportError:
             return Check("control", "warn", f"nothing answers at {settings.control}", "start it with `headrace up`.")
     if not answer.is_success:
         problem = answer.json() if "json" in answer.headers.get("content-type", "") else {}
         fix = problem.get("detail", "is it Headrace that listens there? See HEADRACE_CONTROL_URL.")
         return Check("control", "fail", f"{settings.control} is not ready ({answer.status_code})", fix)
-    client_of_user = Control(settings)
+    control = Control(settings)
     try:
-        await asyncio.to_thread(client_of_user.get, "/functions", limit=1)
+        control.get("/functions", limit=1)
     except errors.Forbidden:
         return Check("control", "ok", f"{settings.control} is ready; the token may not read")
     finally:
-        client_of_user.close()
+        control.close()
     return Check("control", "ok", f"{settings.control} is ready and takes the token")
 
 

@@ -6,13 +6,14 @@ import json
 import mimetypes
 import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
 import httpx
 
 from headrace import errors
-from headrace.cli.client import Control, Unreachable
+from headrace.cli.client import Control, Unreachable, http_client
 from headrace.cli.output import Output, bytes_text
 from headrace.cli.session import Session
 from headrace.model import DEFAULT_NAMESPACE, NAME_PATTERN, check_name
@@ -38,28 +39,42 @@ def invoke(
 ) -> None:
     """Call `target` and print its answer. Raises `SystemExit(1)` when the status is 400 or more."""
     out, control = session.out, session.control
+    given = _headers(headers)
+    verb = _check_method(method) if method else ("GET" if data is None else "POST")
     url, private = _address(session.settings, control, target, namespace)
-    if not path.startswith("/") and path:
-        path = f"/{path}"
-    body, kind = _body(out, data)
-    sent = _headers(headers, kind)
-    if private and control.token and "authorization" not in sent:
-        sent["authorization"] = f"Bearer {control.token}"
-    verb = _check_method(method) if method else ("GET" if body is None else "POST")
+    if private and control.token:
+        given = {"authorization": f"Bearer {control.token}"} | given
+    with ExitStack() as files:
+        body, kind = _body(out, data, files)
+        sent = {"content-type": kind} | given if kind else given
+        status = _call(out, httpx.Request(verb, _at(url, path), content=body, headers=sent), verbose)
+    if status >= 400:
+        raise SystemExit(1)
+
+
+def _at(url: str, path: str) -> httpx.URL:
     try:
-        with (
-            httpx.Client(timeout=_TIMEOUT, trust_env=False, follow_redirects=False) as http,
-            http.stream(verb, url + path, content=body, headers=sent) as answer,
-        ):
-            _show(out, answer, verbose)
-    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-        raise Unreachable(f"nothing answers at {url}: is the node running? See `headrace doctor` ({error}).") from None
-    except httpx.TransportError as error:
-        raise Unreachable(f"the connection to {url} broke before the whole answer came ({error}).") from None
+        return httpx.URL(url + path if path.startswith("/") or not path else f"{url}/{path}")
     except httpx.InvalidURL as error:
         raise errors.Invalid(f"--path {path[:80]!r} makes no valid address: {error}.") from None
-    if answer.status_code >= 400:
-        raise SystemExit(1)
+
+
+def _call(out: Output, request: httpx.Request, verbose: bool) -> int:
+    """Send `request`, print the answer as it comes; its status."""
+    try:
+        with http_client(str(request.url), timeout=_TIMEOUT) as http:
+            answer = http.send(request, stream=True)
+            try:
+                _show(out, answer, verbose)
+            finally:
+                answer.close()
+            return answer.status_code
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        raise Unreachable(
+            f"nothing answers at {request.url}: is the node running? See `headrace doctor` ({error})."
+        ) from None
+    except httpx.TransportError as error:
+        raise Unreachable(f"the connection to {request.url} broke before the whole answer came ({error}).") from None
 
 
 def _address(settings: Settings, control: Control, target: str, namespace: str) -> tuple[str, bool]:
@@ -76,14 +91,16 @@ def _address(settings: Settings, control: Control, target: str, namespace: str) 
     return f"{function['url']}{at}{which}", function["access"] == "private"
 
 
-def _body(out: Output, data: str | None) -> tuple[bytes | IO[bytes] | None, str]:
+def _body(out: Output, data: str | None, files: ExitStack) -> tuple[bytes | IO[bytes] | None, str]:
     """What to send and its content type: JSON or text as given, `@file`, or `-` for standard input."""
     if data is None:
         return None, ""
     if data.startswith("@"):
         path = Path(data[1:])
         try:
-            return path.open("rb"), mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+            return files.enter_context(path.open("rb")), mimetypes.guess_type(path.name)[
+                0
+            ] or "application/octet-stream"
         except OSError as error:
             raise errors.Invalid(f"--data {data}: the file cannot be read ({error.strerror}).") from None
     content = out.stdin.buffer.read() if data == "-" else data.encode("utf-8", "surrogateescape")
@@ -92,7 +109,7 @@ def _body(out: Output, data: str | None) -> tuple[bytes | IO[bytes] | None, str]
 
 def _guess(content: bytes) -> str:
     try:
-        json.loads(content)
+        json.loads(content.decode())
     except UnicodeDecodeError:
         return "application/octet-stream"
     except ValueError:
@@ -100,8 +117,8 @@ def _guess(content: bytes) -> str:
     return "application/json"
 
 
-def _headers(pairs: Sequence[str], kind: str) -> dict[str, str]:
-    headers = {"content-type": kind} if kind else {}
+def _headers(pairs: Sequence[str]) -> dict[str, str]:
+    headers = {}
     for pair in pairs:
         name, colon, value = pair.partition(":")
         if not colon or not name.strip() or not (name + value).isprintable() or not pair.isascii():

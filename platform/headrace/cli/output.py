@@ -61,14 +61,14 @@ class Output:
     def line(self, text: str, style: str = "") -> None:
         """One line of the result."""
         if self.terminal:
-            self._out.print(visible(text), style=style or None, soft_wrap=True)
+            _print(self._out, text, style)
         else:
             print(text, file=self.stdout, flush=True)
 
     def note(self, text: str, style: str = "") -> None:
         """One line beside the result: progress, warnings, what to do next."""
         if self._stderr_terminal:
-            self._err.print(visible(text), style=style or None, soft_wrap=True)
+            _print(self._err, text, style)
         else:
             print(text, file=self.stderr, flush=True)
 
@@ -157,6 +157,12 @@ def _console(stream: TextIO) -> Console:
     from rich.console import Console
 
     return Console(file=stream, markup=False, highlight=False, emoji=False)
+
+
+def _print(console: Console, text: str, style: str) -> None:
+    from rich.text import Text
+
+    console.print(Text(visible(text), style=style), soft_wrap=True)
 
 
 def visible(text: str) -> str:

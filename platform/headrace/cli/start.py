@@ -1,0 +1,86 @@
+"""What `up` starts: settings, the environment of its children, how each of them is run; and how it tells where."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from headrace.cli.output import Output
+from headrace.cli.session import Session
+from headrace.cli.supervisor import Backoff, Role
+from headrace.cli.uplock import Holder, UpLock
+from headrace.errors import HeadraceError
+from headrace.settings import PREFIX, Settings
+
+GRACE_S = 10.0  # a process that is asked to end gets this long; the node first drains
+POLL_S = 0.1
+
+
+class StartFailed(HeadraceError):
+    """Headrace could not be started."""
+
+    code, title = "start_failed", "Headrace could not be started"
+
+
+def role_command(role: str) -> tuple[str, ...]:
+    """The command that runs a role (`init`, `control`, `node`, `worker`)."""
+    return (sys.executable, "-m", "headrace.main", role)
+
+
+def cli_command(*arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", "headrace.cli.app", *arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What to start: settings, the environment of every child, and how roles and the command line are run."""
+
+    settings: Settings
+    environment: Mapping[str, str]
+    command: Callable[[str], tuple[str, ...]] = role_command
+    cli: Callable[..., tuple[str, ...]] = cli_command
+    backoff: Backoff = field(default_factory=Backoff)
+
+    @property
+    def lock(self) -> UpLock:
+        return UpLock(self.settings.run_dir)
+
+    @property
+    def token_path(self) -> Path:
+        return self.settings.home / "admin-token"
+
+    @property
+    def log_dir(self) -> Path:
+        return self.settings.home / "log"
+
+    def holder(self, ready: bool) -> Holder:
+        return Holder(os.getpid(), self.settings.functions, self.settings.control, ready)
+
+    def stages(self) -> list[list[Role]]:
+        """Which roles run; the node stops first, so that its last calls still find control and their records."""
+        node = Role("node", self.command("node"), self.settings.drain_s + GRACE_S)
+        return [[node], [Role(name, self.command(name), GRACE_S) for name in ("control", "worker")]]
+
+
+def plan(session: Session, overrides: Mapping[str, Any]) -> Start:
+    """The start that the options of the command line ask for: always on this machine, whatever CONTROL_URL says."""
+    settings = session.settings_with(**overrides).model_copy(update={"control_url": ""})
+    others = {name: value for name, value in session.environ.items() if not name.startswith(PREFIX)}
+    return Start(settings, {**others, **settings.environment()})
+
+
+def announce(out: Output, start: Start, holder: Holder, title: str, fresh_token: bool = False) -> None:
+    """Say where everything is; the admin token itself only when it was made just now."""
+    out.line(title, "bold green")
+    if holder.functions:
+        out.line(f"  functions  {holder.functions}/fn/<name>")
+        out.line(f"  control    {holder.control}/v1")
+        out.line(f"  API docs   {holder.control}/docs")
+    out.line(f"  logs       {start.log_dir}")
+    out.line(f"  token      in {start.token_path}")
+    if fresh_token:
+        out.line(f"  Admin token, shown only this once: {start.token_path.read_text().strip()}", "bold")
