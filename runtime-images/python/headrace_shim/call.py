@@ -1,0 +1,177 @@
+"""One call, from its CALL frame to its answer, and the flow of its streamed answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from threading import Condition
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Union
+
+from . import wire
+
+if TYPE_CHECKING:
+    from .link import Link
+
+LOG_LIMIT = 256 << 10  # bytes of log text of one call
+GRANT = 64 << 10  # consumed bytes worth a WINDOW frame
+
+
+class Gone(OSError):
+    """Nobody takes this answer any more: the caller left, the time is up, or the connection ended."""
+
+
+class Call:
+    """What is known about a running call. `opened`, `answered` and `gone` only ever turn true."""
+
+    __slots__ = (
+        "answered",
+        "consumed",
+        "deadline",
+        "exchange",
+        "flow",
+        "gone",
+        "head",
+        "link",
+        "log_left",
+        "opened",
+        "partial",
+        "pieces",
+        "stream",
+        "task",
+    )
+
+    def __init__(self, link: Link, stream: int, head: dict[str, Any]) -> None:
+        self.link = link
+        self.stream = stream
+        self.head = head
+        self.deadline = monotonic() + head["d"] / 1000
+        self.gone = False  # nobody waits for the answer
+        self.opened = False  # HEAD was sent
+        self.answered = False
+        self.log_left = LOG_LIMIT
+        self.partial: dict[tuple[str, int], str] | None = None  # unfinished lines by (stream, thread)
+        self.pieces: list[bytes] | None = None  # of a request body that is still arriving
+        self.consumed = 0  # request bytes not granted yet
+        self.flow: Outflow | None = None
+        self.exchange: Any = None  # of an ASGI application
+        self.task: asyncio.Task[None] | None = None
+
+    def grant(self, size: int) -> None:
+        """`size` bytes of the request were taken; lets the node send as many more, in worthwhile steps."""
+        self.consumed += size
+        if self.consumed >= GRANT:
+            self.link.send(wire.encode(wire.WINDOW, self.stream, b'{"n":%d}' % self.consumed))
+            self.consumed = 0
+
+    def open(self, head: bytes) -> None:
+        """Send the head of a streamed answer; raises `Gone`."""
+        if self.gone:
+            raise Gone("the caller is gone")
+        self.opened = True
+        self.link.send(wire.encode(wire.HEAD, self.stream, head))
+
+    def finish(self, kind: int, head: bytes = b"", body: bytes = b"") -> None:
+        """Send the last frame of the answer, unless nobody waits for it."""
+        if self.answered:
+            return
+        self.answered = True
+        if not self.gone:
+            self.link.send(wire.encode(kind, self.stream, head, body), len(self.link.calls) < 2)
+
+    def fail(self, error: dict[str, str]) -> None:
+        """Finish with a failure, in the way that the state of the answer allows."""
+        self.finish(wire.END if self.opened else wire.REPLY, wire.dumps({"e": error}))
+
+    def leave(self) -> None:
+        """Nobody waits any more; who sends an answer gets `Gone`."""
+        self.gone = True
+        if self.flow is not None:
+            self.flow.stop()
+
+
+def start_task(loop: asyncio.AbstractEventLoop, call: Call, work: Coroutine[Any, Any, None]) -> None:
+    """Make `work` the task of `call` and run its first step at once, from a callback of the loop.
+
+    asyncio would run it in the next turn of the loop, one more system call later; most handlers need no second
+    step. The step is the newest entry of the queue that every loop of asyncio keeps.
+    """
+    call.task = asyncio.Task(work, loop=loop)
+    loop._ready.pop()._run()
+
+
+Piece = Union[bytes, bytearray, memoryview]
+
+
+class Signal:
+    """Wakes all the coroutines that wait for it, each time that it fires."""
+
+    def __init__(self) -> None:
+        self._waiters: list[asyncio.Future[None]] = []
+
+    async def wait(self) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+    def fire(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+class Outflow:
+    """Sends a streamed body under the window of its call.
+
+    One sender at a time: a coroutine on the loop (`send`) or a thread (`send_blocking`). The loop grants.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._window = wire.WINDOW_SIZE
+        self._wake = Condition()
+        self._granted = Signal()
+        call.flow = self
+
+    def grant(self, size: int) -> None:
+        with self._wake:
+            self._window += size
+            self._wake.notify_all()
+        self._granted.fire()
+
+    def stop(self) -> None:
+        with self._wake:
+            self._wake.notify_all()
+        self._granted.fire()
+
+    async def send(self, data: Piece) -> None:
+        """Send `data`, which is not empty, as the window allows; raises `Gone`."""
+        view = memoryview(data)
+        while view:
+            if self._call.gone:
+                raise Gone("the caller is gone")
+            if self._window <= 0:
+                await self._granted.wait()
+            else:
+                view = self._advance(view)
+
+    def send_blocking(self, data: Piece) -> None:
+        """`send` for a thread."""
+        view = memoryview(data)
+        while view:
+            with self._wake:
+                self._wake.wait_for(lambda: self._call.gone or self._window > 0)
+                if self._call.gone:
+                    raise Gone("the caller is gone")
+                view = self._advance(view)
+
+    def _advance(self, view: memoryview) -> memoryview:
+        size = min(self._window, wire.CHUNK, len(view))
+        self._window -= size
+        rest = view[size:]
+        self._call.link.send(self._frame(bytes(view[:size]), bool(rest)))
+        return rest
+
+    def _frame(self, piece: bytes, more: bool) -> bytes:
+        return wire.encode(wire.BODY, self._call.stream, b"", piece)
