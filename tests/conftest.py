@@ -11,7 +11,7 @@ import pytest
 
 from headrace.store.sql import migrate
 from postgresql import Cluster
-from store_kit import Store, opened
+from store_kit import Store, empty, opened
 
 
 @pytest.fixture(scope="session")
@@ -24,10 +24,10 @@ def postgresql() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def migrated_postgresql(postgresql: Cluster) -> str:
-    """The name of a migrated database to copy."""
-    name = postgresql.create()
-    asyncio.run(migrate(postgresql.url(name)))
-    return name
+    """The URL of a migrated database to empty for each test: that is much faster than to make one."""
+    url = postgresql.url(postgresql.create())
+    asyncio.run(migrate(url))
+    return url
 
 
 @pytest.fixture(scope="session")
@@ -53,8 +53,9 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         copied = shutil.copy(request.getfixturevalue("migrated_sqlite"), tmp_path / "headrace.db")
         return f"sqlite+aiosqlite:///{copied}"
-    cluster: Cluster = request.getfixturevalue("postgresql")
-    return cluster.url(cluster.create(request.getfixturevalue("migrated_postgresql")))
+    url: str = request.getfixturevalue("migrated_postgresql")
+    asyncio.run(empty(url))
+    return url
 
 
 @pytest.fixture

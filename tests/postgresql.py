@@ -33,11 +33,11 @@ class Cluster:
         self._run("pg_ctl", "-D", self._data, "-m", "immediate", "-w", "stop")
         shutil.rmtree(self.home)
 
-    def create(self, template: str = "template1") -> str:
-        """A new database like `template`; its name."""
+    def create(self) -> str:
+        """The name of a new database."""
         self._databases += 1
         name = f"test_{self._databases}"
-        self._run("createdb", "-h", self.home, "-U", SUPERUSER, "-T", template, name)
+        self._run("createdb", "-h", self.home, "-U", SUPERUSER, name)
         return name
 
     def url(self, name: str) -> str:

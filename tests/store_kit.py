@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from sqlalchemy import Table, func, select
+from sqlalchemy import Table, func, insert, select
 
 from headrace.jobs.base import Job
 from headrace.jobs.rows import RowQueue
 from headrace.model import Version, VersionConfig, VersionState
+from headrace.store import tables
 from headrace.store.aliases import Aliases
 from headrace.store.functions import Functions
 from headrace.store.nodes import Nodes
@@ -91,3 +92,13 @@ async def opened(url: str) -> AsyncIterator[Store]:
         yield store
     finally:
         await store.database.close()
+
+
+async def empty(url: str) -> None:
+    """Take a migrated PostgreSQL back to the moment after its migration."""
+    database = Database(url)
+    async with database.begin() as connection:
+        names = ", ".join(table.name for table in tables.metadata.sorted_tables)
+        await connection.exec_driver_sql(f"TRUNCATE {names} RESTART IDENTITY CASCADE")
+        await connection.execute(insert(tables.routing).values(id=1, revision=0))
+    await database.close()

@@ -107,13 +107,14 @@ async def test_a_migration_that_fails_leaves_nothing(empty_url: str, monkeypatch
     assert await ask(empty_url, difference) == []
 
 
-async def test_a_database_of_a_later_release_is_refused_with_what_to_do(database_url: str) -> None:
-    database = Database(database_url)
+async def test_a_database_of_a_later_release_is_refused_with_what_to_do(empty_url: str) -> None:
+    await migrate(empty_url)
+    database = Database(empty_url)
     async with database.begin() as connection:
         await connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
     await database.close()
     with pytest.raises(HeadraceError, match="another release of Headrace"):
-        await migrate(database_url)
+        await migrate(empty_url)
 
 
 async def test_a_directory_that_is_not_there_is_said(tmp_path: Path) -> None:

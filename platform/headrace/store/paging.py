@@ -15,7 +15,7 @@ from headrace.errors import Invalid
 from headrace.model import Page
 
 MOST = 1000
-_LARGEST = 2**63 - 1
+LARGEST = 2**63 - 1  # that both databases hold
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ def _fits(value: object, kind: type) -> bool:
     if kind is float:
         return isinstance(value, float) and math.isfinite(value)
     if kind is int:
-        return type(value) is int and abs(value) <= _LARGEST
+        return type(value) is int and abs(value) <= LARGEST
     return isinstance(value, str) and value.isascii() and "\0" not in value
 
 

@@ -36,6 +36,8 @@ from headrace.errors import HeadraceError, Invalid, SettingsError, StoreUnavaila
 _WAIT_S = 10.0  # longest wait for a connection, for SQLite's lock, for PostgreSQL to accept
 _MIGRATION_LOCK = 0x4845_4144_5241_4345  # advisory lock of PostgreSQL: "HEADRACE"
 _SQLITE_READERS = 4
+# SQLSTATE classes: connection, read-only, deadlock, resources, operator's intervention, object in use, system error.
+_PASSING = frozenset({"08", "25", "40", "53", "55", "57", "58"})
 
 
 class Database:
@@ -132,14 +134,18 @@ class _translated:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, exc.IntegrityError | exc.ProgrammingError):
-            return
-        if isinstance(error, exc.DBAPIError):
+        if isinstance(error, exc.DBAPIError) and _is_passing(error):
             raise _unavailable(str(error.orig)) from error
         if isinstance(error, exc.TimeoutError):
             raise _unavailable(f"all connections were busy for {_WAIT_S:g} s") from error
         if isinstance(error, asyncpg.PostgresError | OSError):
             raise _unavailable(str(error) or type(error).__name__) from error
+
+
+def _is_passing(error: exc.DBAPIError) -> bool:
+    """A fault of the database's state or of the way there, not of the statement."""
+    known = error.connection_invalidated or isinstance(error, exc.OperationalError | exc.InterfaceError)
+    return known or (getattr(error.orig, "sqlstate", None) or "")[:2] in _PASSING
 
 
 def _unavailable(problem: str) -> StoreUnavailable:

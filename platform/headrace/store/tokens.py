@@ -80,9 +80,11 @@ class Tokens:
 
     async def delete(self, id: int) -> None:
         """Raises `NotFound`."""
-        async with self._database.begin() as connection:
-            gone = await connection.execute(delete(tables.tokens).where(tables.tokens.c.id == id))
-        if gone.rowcount == 0:
+        gone = 0
+        if 0 < id <= paging.LARGEST:
+            async with self._database.begin() as connection:
+                gone = (await connection.execute(delete(tables.tokens).where(tables.tokens.c.id == id))).rowcount
+        if gone == 0:
             raise NotFound(f"There is no token with id {id}: look at the list of tokens.", token_id=id)
 
 
