@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import httpx
 from measure import Unavailable
+
 from stack import Headrace
 
 _AT_ONCE = 8
@@ -20,9 +21,8 @@ async def register_many(platform: Headrace, count: int, say: Callable[[str], Non
     began = time.monotonic()
     headers = {"Authorization": f"Bearer {platform.token}"}
     async with httpx.AsyncClient(base_url=f"{platform.control}/v1", headers=headers, timeout=60) as api:
-        async with asyncio.timeout(_LIMIT_S), asyncio.TaskGroup() as group:
-            for _ in range(_AT_ONCE):
-                group.create_task(_register(api, names, say))
+        async with asyncio.timeout(_LIMIT_S):
+            await asyncio.gather(*(_register(api, names, say) for _ in range(_AT_ONCE)))
         rate = count / (time.monotonic() - began)
         await _see_all(api, count)
     return rate

@@ -12,13 +12,16 @@ import argparse
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 from measure import Unavailable
 from scenarios import SCENARIOS, Options
+
 from stack import KEPT
 
 
@@ -39,8 +42,8 @@ def main(arguments: list[str]) -> int:
         print(f"-- {name}", flush=True)
         try:
             report = SCENARIOS[name](Options(options.seconds, say))
-        except Unavailable as reason:
-            print(f"  FAILED: {reason}", flush=True)
+        except (Unavailable, httpx.HTTPError, OSError, subprocess.CalledProcessError) as reason:
+            print(f"  FAILED: {type(reason).__name__}: {reason}", flush=True)
             results[name] = {"failures": [str(reason)]}
             failed = True
             continue

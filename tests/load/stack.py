@@ -31,9 +31,9 @@ _BUILD_S = 120.0
 _STOP_S = 60.0
 
 
-def free_port() -> int:
-    """A port of `PORTS` that nobody listens on."""
-    for port in PORTS:
+def free_port(above: int = PORTS.start - 1) -> int:
+    """The first port of `PORTS` above `above` that nobody listens on."""
+    for port in range(above + 1, PORTS.stop):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -107,14 +107,15 @@ class Headrace:
                 return int(fields["VmRSS"].split()[0]) / 1024
         raise Unavailable(f"the {role} process is not among the children of `headrace up`.")
 
-    def image(self) -> str:
-        """The image that the instances run in."""
+    def sandbox(self) -> tuple[str, str]:
+        """Image and network of the instances that run now."""
         label = f"label=headrace.home={Settings(home=self.home).home_tag}"
-        command = ["docker", "ps", "--filter", label, "--format", "{{.Image}}"]
-        names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-        if not names:
+        command = ["docker", "ps", "--filter", label, "--format", "{{.Image}} {{.Networks}}"]
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        if not found:
             raise Unavailable("no instance of Headrace runs in Docker.")
-        return names[0]
+        image, _, network = found[0].partition(" ")
+        return image, network
 
 
 @contextmanager
@@ -130,9 +131,7 @@ def headrace(**settings: str) -> Iterator[Headrace]:
     }
     environment |= {f"HEADRACE_{name.upper()}": value for name, value in settings.items()}
     port = free_port()
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", port))
-        control_port = free_port()
+    control_port = free_port(above=port)
     command = [str(Path(sys.executable).with_name("headrace")), "up", "--home", str(home)]
     command += ["--port", str(port), "--control-port", str(control_port)]
     with log.open("wb") as output:
