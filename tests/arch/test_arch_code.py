@@ -137,7 +137,7 @@ def test_nothing_is_left_for_later() -> None:
     found = []
     for path in files():
         content = (ROOT / path).read_bytes()
-        if b"\0" not in content and path.name != "uv.lock":
+        if b"\0" not in content and path.name != "requirements.lock":
             lines = content.decode("utf-8").splitlines()
             found += [f"{path}:{number}" for number, line in enumerate(lines, 1) if LEFTOVERS.search(line)]
     assert not found

@@ -18,9 +18,9 @@ TOP = {
     "migrations",
     "platform",
     "pyproject.toml",
+    "requirements.lock",
     "runtime-images",
     "tests",
-    "uv.lock",
 }
 ROOMS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 SHELVES = sorted(name for name in TOP if not name.startswith(".") and (ROOT / name).is_dir())
