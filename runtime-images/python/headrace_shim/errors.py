@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import traceback
 from asyncio import CancelledError
@@ -10,7 +11,8 @@ from typing import Any
 MESSAGE_LIMIT = 4 << 10  # characters
 STACK_LIMIT = 16 << 10  # characters; the middle is left out
 
-_SHIM = os.path.dirname(__file__) + os.sep  # noqa: PTH120
+# The shim, and the import of the handler.
+_NOT_THE_USERS = (os.path.dirname(__file__) + os.sep, importlib.__file__, "<frozen importlib")  # noqa: PTH120
 
 
 def describe(error: BaseException, root: str = "") -> dict[str, str]:
@@ -46,7 +48,7 @@ def _trim(story: Any, seen: set[int]) -> None:
     if story is None or id(story) in seen:
         return
     seen.add(id(story))
-    story.stack[:] = [frame for frame in story.stack if not frame.filename.startswith((_SHIM, "<frozen importlib"))]
+    story.stack[:] = [frame for frame in story.stack if not frame.filename.startswith(_NOT_THE_USERS)]
     for other in (story.__cause__, story.__context__, *(getattr(story, "exceptions", None) or ())):
         _trim(other, seen)
 

@@ -51,10 +51,15 @@ def _enter(env: dict[str, str], code: str, layer: str | None) -> None:
     if "TZ" in env:
         time.tzset()
     os.chdir(code)
-    own = [entry for entry in sys.path if not entry.rstrip("/").endswith(("site-packages", "dist-packages"))]
-    sys.path[:] = [code, *([layer] if layer else []), *own]
+    sys.path[:] = [code, *([layer] if layer else []), *filter(_comes_with_python, sys.path)]
     sys.dont_write_bytecode = True  # the code is shared and read-only
     importlib.invalidate_caches()
+
+
+def _comes_with_python(entry: str) -> bool:
+    """Not what happens to be installed beside this Python: a function has the packages that it brings."""
+    library = os.path.dirname(os.__file__)  # noqa: PTH120
+    return entry.endswith(".zip") or (entry.startswith(library) and not entry.endswith("-packages"))
 
 
 def _resolve(handler: str, code: str) -> Any:
