@@ -71,12 +71,13 @@ class Node:
         self._tap = LogTap(self._recorder.line)
         self._fleet = Fleet(driver, Switchboard(), settings, self._tap.of)
         self._pools: dict[int, Pool] = {}
+        self._active: set[Pool] = set()
         self._routes = Routes(self._pool_of)
         self._gatekeeper = Gatekeeper()
         self._invoker = Invoker(
             self._routes, self._gatekeeper, self._recorder.invocation, id, settings.max_body_mb << 20
         )
-        self._gateway = Gateway(self._invoker, self._pools.values, self._late, settings.base_domain)
+        self._gateway = Gateway(self._invoker, self._active, self._late, settings.base_domain)
         self._peer = PeerServer(
             settings.run_dir / "node.sock",
             {
@@ -159,7 +160,8 @@ class Node:
     def _pool_of(self, target: Target, version: Version) -> Pool:
         pool = self._pools.get(version.id)
         if pool is None:
-            pool = Pool(version.config.queue, target.function.balancing, partial(self._demand, version.id))
+            wake = partial(self._demand, version.id)
+            pool = Pool(version.config.queue, target.function.balancing, wake, self._active)
             self._pools[version.id] = pool
             keeper = self._fleet.keep(version, pool)
             keeper.in_traffic = any(version.number in traffic for traffic in target.aliases.values())

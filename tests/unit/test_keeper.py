@@ -13,6 +13,7 @@ import virtual_time
 from headrace import errors
 from headrace.fleet.instance import Instance, Kind
 from headrace.fleet.keeper import Keeper
+from headrace.fleet.worth import Clock
 from headrace.gateway.pool import Member, Pool, Waiter
 from headrace.model import InstanceState, Version, VersionConfig, VersionState
 
@@ -24,6 +25,7 @@ class Yard:
 
     def __init__(self) -> None:
         self.up: set[str] = set()
+        self.frozen: set[str] = set()
         self.most = 0
         self.fails: list[errors.HeadraceError] = []
         self.drained: list[float] = []
@@ -42,9 +44,18 @@ class Yard:
         self.most = max(self.most, len(self.up))
         return instance
 
+    async def freeze(self, instance: Instance) -> None:
+        await asyncio.sleep(0.01)
+        self.frozen.add(instance.id)
+
+    async def thaw(self, instance: Instance) -> None:
+        await asyncio.sleep(0.01)
+        self.frozen.discard(instance.id)
+
     async def stop(self, instance: Instance, shutdown_s: float = 10.0) -> None:
         await asyncio.sleep(0.05)
         self.drained.append(shutdown_s)
+        self.frozen.discard(instance.id)
         self.up.discard(instance.id)
         if not instance.ended:
             instance.finish(InstanceState.STOPPED)
@@ -65,13 +76,23 @@ class Link:
 class House:
     """A keeper, its pool, and callers."""
 
-    def __init__(self, **config: Any) -> None:
+    def __init__(self, layer: str | None = None, **config: Any) -> None:
         wanted = VersionConfig(**{"concurrency": 1, "max_instances": 3, "idle_s": 60, **config})
-        version = Version(1, 1, "default", "f", 1, VersionState.READY, None, "d", None, wanted, 1, 0, 0)
+        version = Version(1, 1, "default", "f", 1, VersionState.READY, None, "d", layer, wanted, 1, 0, 0)
         self.yard = Yard()
-        self.pool = Pool(wanted.queue, "least-loaded", self._news)
+        self.active: set[Pool] = set()
+        self.pool = Pool(wanted.queue, "least-loaded", self._news, self.active)
         yard: Any = self.yard
-        self.keeper = Keeper(version, self.pool, yard, self.yard.obtain)
+        self.keeper = Keeper(version, self.pool, yard, self.yard.obtain, Clock())
+        self.ticker = asyncio.ensure_future(self._tick())
+
+    async def _tick(self) -> None:
+        """What the gateway's ticker does."""
+        while True:
+            await asyncio.sleep(0.02)
+            for pool in list(self.active):
+                pool.sample(0.02)
+                pool.rest()
 
     def _news(self) -> None:
         self.keeper.wake()
@@ -108,6 +129,7 @@ def keeping(scenario: Callable[[House], Awaitable[None]], **config: Any) -> None
         try:
             await scenario(house)
         finally:
+            house.ticker.cancel()
             await house.keeper.close(0)
         assert house.yard.up == set(), "an instance was left behind"
         assert house.pool.in_flight == 0
@@ -281,5 +303,75 @@ def test_an_instance_that_becomes_ready_after_its_version_was_retired_is_stopped
         await house.keeper.finished()
         assert house.yard.up == set()
         assert house.yard.most == 1
+
+    keeping(scenario)
+
+
+def test_an_idle_instance_is_frozen_and_a_call_thaws_it() -> None:
+    async def scenario(house: House) -> None:
+        name = await house.call(0.1)
+        await asyncio.sleep(9)
+        assert house.yard.frozen == set()
+        await asyncio.sleep(3)
+        assert house.yard.frozen == {name}
+        began = house.now()
+        assert await house.call(0) == name
+        assert house.now() - began == pytest.approx(0.01)
+        assert house.yard.frozen == set()
+
+    keeping(scenario)
+
+
+def test_a_call_that_arrives_while_an_instance_is_being_frozen_gets_it_thawed() -> None:
+    async def scenario(house: House) -> None:
+        name = await house.call(0.1)
+        member = house.instance().member
+        assert member is not None
+        while not member.frozen:
+            await asyncio.sleep(0.001)
+        assert house.yard.frozen == set(), "the engine has not paused it yet"
+        assert await house.call(0) == name
+        assert house.yard.frozen == set()
+
+    keeping(scenario)
+
+
+def test_a_burst_thaws_only_as_many_as_it_needs() -> None:
+    async def scenario(house: House) -> None:
+        await asyncio.gather(*(house.call(0.1) for _ in range(3)))
+        await asyncio.sleep(15)
+        assert len(house.yard.frozen) == 3
+        await asyncio.gather(*(house.call(0.1) for _ in range(2)))
+        assert len(house.yard.frozen) == 1
+        assert house.yard.most == 3
+
+    keeping(scenario)
+
+
+def test_a_version_with_dependencies_keeps_one_frozen_instance_while_it_has_traffic() -> None:
+    async def scenario(house: House) -> None:
+        house.keeper.in_traffic = True
+        await asyncio.gather(*(house.call(0.1) for _ in range(3)))
+        await asyncio.sleep(600)
+        assert len(house.yard.up) == len(house.yard.frozen) == 1
+        assert house.keeper.worth is not None, "it may still be evicted"
+        house.keeper.in_traffic = False
+        house.keeper.wake()
+        await asyncio.sleep(120)
+        assert house.yard.up == set()
+
+    keeping(scenario, layer="abc")
+
+
+def test_instances_that_a_trickle_of_calls_would_keep_awake_for_ever_are_let_go() -> None:
+    async def scenario(house: House) -> None:
+        await asyncio.gather(*(house.call(1) for _ in range(3)))
+        assert len(house.yard.up) == 3
+        house.pool.balance_by("round-robin")
+        for _ in range(90):  # one call at a time, now on this instance, now on that
+            await house.call(0.001)
+            await asyncio.sleep(1)
+        await asyncio.sleep(1)
+        assert len(house.yard.up) == 1
 
     keeping(scenario)

@@ -23,7 +23,8 @@ class Desk:
 
     def __init__(self, queue: int = 100) -> None:
         self.news = 0
-        self.pool = Pool(queue, "least-loaded", self._told)
+        self.active: set[Pool] = set()
+        self.pool = Pool(queue, "least-loaded", self._told, self.active)
 
     def _told(self) -> None:
         self.news += 1
@@ -139,16 +140,76 @@ def test_a_removed_member_still_takes_its_slots_back() -> None:
     assert desk.pool.take() is None
 
 
-def test_the_peak_is_kept_until_it_is_looked_at() -> None:
+def test_call_seconds_are_what_ran_and_waited_while_time_passed() -> None:
     desk = Desk()
-    member = desk.join("a", capacity=3)
-    for _ in range(3):
-        desk.pool.take()
+    member = desk.join("a", capacity=1)
+    desk.pool.take()
     desk.wait()
-    for _ in range(4):
-        desk.pool.release(member, now=1.0)
-    assert desk.pool.observe() == 4
+    desk.pool.sample(0.5)
+    desk.pool.release(member, now=1.0)
+    desk.pool.sample(2.0)
+    assert desk.pool.observe() == 2 * 0.5 + 1 * 2.0
     assert desk.pool.observe() == 0
+
+
+def test_a_pool_is_active_exactly_while_it_has_calls() -> None:
+    desk = Desk()
+    member = desk.join("a")
+    assert desk.active == set()
+    desk.pool.take()
+    assert desk.active == {desk.pool}
+    assert not desk.pool.rest()
+    desk.pool.release(member, now=1.0)
+    assert desk.pool.rest()
+    assert desk.active == set()
+    desk.pool.drain(member)
+    desk.wait()
+    assert desk.active == {desk.pool}
+
+
+def test_a_frozen_member_is_out_of_reach_until_it_is_thawed() -> None:
+    desk = Desk()
+    member = desk.join("a")
+    desk.pool.take()
+    assert not desk.pool.freeze(member), "it has a call"
+    desk.pool.release(member, now=1.0)
+    assert desk.pool.freeze(member)
+    assert desk.pool.take() is None
+    waiting = desk.wait()
+    desk.pool.thaw(member)
+    assert waiting == [member]
+
+
+def _fail(desk: Desk, member: Member, times: int) -> None:
+    for _ in range(times):
+        member.in_flight += 1
+        desk.pool.in_flight += 1
+        desk.pool.release(member, now=0.0, failed=True)
+
+
+def test_a_member_that_fails_in_a_row_is_ejected_and_comes_back() -> None:
+    desk = Desk()
+    bad, good = desk.join("bad"), desk.join("good")
+    _fail(desk, bad, 4)
+    assert not bad.ejected_until
+    desk.pool.release(desk.pool.take() or bad, now=0.0)
+    _fail(desk, bad, 5)
+    assert bad.ejected_until == 1.0
+    assert desk.pool.take() is good
+    assert desk.pool.take() is None
+    waiting = desk.wait()
+    desk.pool.expire(now=1.0)
+    assert waiting == [bad]
+    desk.pool.release(bad, now=1.0)
+    _fail(desk, bad, 5)
+    assert bad.ejected_until == 2.0, "the second time is twice as long"
+
+
+def test_the_last_member_is_never_ejected() -> None:
+    desk = Desk()
+    only = desk.join("only")
+    _fail(desk, only, 50)
+    assert desk.pool.take() is only
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -156,7 +217,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pool = Pool(8, "least-loaded", lambda: None)
+        self.pool = Pool(8, "least-loaded", lambda: None, set())
         self.held: list[Member] = []
         self.members: list[Member] = []
         self.waiting: list[tuple[Waiter, list[Any]]] = []
@@ -184,7 +245,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule()
     def call(self) -> None:
-        free = any(not m.draining and m.in_flight < m.capacity for m in self.members)
+        free = any(m.open for m in self.members)
         member = self.pool.take()
         assert (member is not None) == free
         if member is not None:
@@ -200,10 +261,21 @@ class PoolMachine(RuleBasedStateMachine):
             self.waiting.append((waiter, settled))
 
     @precondition(lambda self: self.held)
-    @rule(data=st.data())
-    def release(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), failed=st.booleans())
+    def release(self, data: st.DataObject, failed: bool) -> None:
         member = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
-        self.pool.release(member, self.now)
+        self.pool.release(member, self.now, failed)
+        self._collect()
+
+    @precondition(lambda self: self.members)
+    @rule(data=st.data())
+    def freeze_or_thaw(self, data: st.DataObject) -> None:
+        member = data.draw(st.sampled_from(self.members))
+        if member.frozen:
+            self.pool.thaw(member)
+        else:
+            idle = not member.in_flight and member.open
+            assert self.pool.freeze(member) == idle
         self._collect()
 
     @precondition(lambda self: self.members)
@@ -227,16 +299,20 @@ class PoolMachine(RuleBasedStateMachine):
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
         self.pool.expire(self.now)
+        late = [waiter for waiter, settled in self.waiting if settled and not isinstance(settled[0], Member)]
+        self.waiting = [pair for pair in self.waiting if pair[0] not in late]
+        assert all(waiter.deadline <= self.now for waiter in late)
+        self._collect()
         for waiter, settled in self.waiting:
-            assert bool(settled) == (waiter.deadline <= self.now)
-        self.waiting = [pair for pair in self.waiting if not pair[1]]
+            assert not settled
+            assert waiter.deadline > self.now
 
     @invariant()
     def counters_balance(self) -> None:
         assert self.pool.in_flight == len(self.held)
         assert self.pool.waiting == len(self.waiting)
         assert all(0 <= m.in_flight <= m.capacity for m in self.members)
-        if any(not m.draining and m.in_flight < m.capacity for m in self.members):
+        if any(m.open for m in self.members):
             assert not self.waiting, "a call waits although a slot is free"
 
 

@@ -19,6 +19,7 @@ from headrace.fleet.instance import Instance, Kind
 from headrace.fleet.keeper import Keeper
 from headrace.fleet.ports import Pool, Switchboard
 from headrace.fleet.shelf import Shelf
+from headrace.fleet.worth import Clock
 from headrace.fleet.yard import DEFAULTS, LogOf, Yard
 from headrace.model import InstanceState, Version
 from headrace.settings import Settings
@@ -47,6 +48,7 @@ class Fleet:
         self._yard = Yard(driver, switchboard, settings, log_of)
         self._shelf = Shelf(self._yard, settings.prewarm, self._fits, self.lost, self._tasks)
         self._memory_mb = settings.instance_memory_mb or _three_quarters_of_the_machine()
+        self._clock = Clock()
         self._keepers: dict[int, Keeper] = {}
         self.recovery = Recovery()
 
@@ -56,7 +58,8 @@ class Fleet:
         """The keeper of `version`, new with `pool` when it has none."""
         keeper = self._keepers.get(version.id)
         if keeper is None:
-            keeper = self._keepers[version.id] = Keeper(version, pool, self._yard, self._obtain)
+            keeper = Keeper(version, pool, self._yard, self._obtain, self._clock)
+            self._keepers[version.id] = keeper
         return keeper
 
     def keeper(self, version_id: int) -> Keeper | None:
@@ -199,19 +202,17 @@ class Fleet:
         """Return when `memory_mb` more fit, stopping idle instances for it. Raises `NoCapacity`."""
         deadline = asyncio.get_running_loop().time() + _ROOM_S
         while not self._fits(memory_mb):
-            idlest = min(
-                (k for k in self._keepers.values() if k.evictable is not None),
-                key=lambda keeper: keeper.evictable or 0.0,
-                default=None,
-            )
-            if asyncio.get_running_loop().time() > deadline or (idlest is None and not self._stopping()):
+            idle = [(worth, keeper) for keeper in self._keepers.values() if (worth := keeper.worth) is not None]
+            if asyncio.get_running_loop().time() > deadline or not (idle or self._stopping()):
                 raise errors.NoCapacity(
                     f"instances hold {self._used()} of {self._memory_mb} MiB and all are busy: lower memory_mb, "
                     "stop functions, or raise HEADRACE_INSTANCE_MEMORY_MB.",
                     retry_after_s=1,
                 )
-            if idlest is not None and not self._stopping():
-                idlest.evict()
+            if idle and not self._stopping():
+                least, keeper = min(idle, key=lambda pair: pair[0])
+                self._clock.gave_up(least)
+                keeper.evict()
             await asyncio.sleep(0.02)
 
     def _stopping(self) -> bool:

@@ -9,6 +9,7 @@ small file beside the instance's directory: what the instance is, and what was l
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import shutil
@@ -57,6 +58,7 @@ class Instance:
         "link",
         "member",
         "memory_mb",
+        "pausing",
         "start_ms",
         "version",
     )
@@ -71,6 +73,7 @@ class Instance:
         self.member: Member | None = None
         self.version: Version | None = None
         self.handler_kind = ""  # what LOADED said: "handler" or "asgi"
+        self.pausing = asyncio.Lock()  # freezing and thawing take turns
         self.start_ms = 0.0
         self._state = S.REQUESTED
 

@@ -12,9 +12,11 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from headrace import errors
+from headrace.fleet import scaler
 from headrace.fleet.instance import Instance
 from headrace.fleet.ports import Pool
-from headrace.fleet.scaler import Demand, desired, surplus
+from headrace.fleet.scaler import Demand, History, Scale
+from headrace.fleet.worth import Clock, worth
 from headrace.fleet.yard import Yard
 from headrace.model import Version
 from headrace.tasks import Tasks
@@ -24,12 +26,14 @@ logger = logging.getLogger(__name__)
 _BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)  # after the first, second, ... start in a row that failed
 _RETRY_S = 0.5  # waiting calls but no memory for an instance: look again
 _PAUSE_S = 0.01
+_LOOK_S = 1.0  # a version with instances that are not at rest is looked at this often
+_FREEZE_S = 10.0  # an instance without a call for so long is paused: it keeps its memory and gets no CPU
 
 Obtain = Callable[[Version], Awaitable[Instance]]
 
 
 class Keeper:
-    def __init__(self, version: Version, pool: Pool, yard: Yard, obtain: Obtain) -> None:
+    def __init__(self, version: Version, pool: Pool, yard: Yard, obtain: Obtain, clock: Clock) -> None:
         self.version = version
         self.pool = pool
         self.in_traffic = False  # an alias points here, so min_instances counts
@@ -39,6 +43,10 @@ class Keeper:
         self._starting = 0
         self._stopping: set[str] = set()
         self._wanted_ready: list[asyncio.Future[str]] = []
+        self._clock = clock
+        self._used_at = clock.now
+        self._history = History()
+        self._seen_at = self._grown_at = asyncio.get_running_loop().time()
         self._failures = 0
         self._retry_at = 0.0
         self._retired = False
@@ -104,17 +112,23 @@ class Keeper:
             self.pool.drain(instance.member)
 
     @property
-    def evictable(self) -> float | None:
-        """Since when (monotonic) the idlest instance has had no call; None when none is idle or may be stopped."""
-        idle = [i.member.idle_since for i in self._instances.values() if i.member is not None and self._idle(i)]
-        floor = self.version.config.min_instances if self.in_traffic else 0
-        return min(idle) if idle and len(self._instances) > floor else None
+    def worth(self) -> float | None:
+        """What keeping the idlest instance is worth; None when none is idle or may be stopped."""
+        idle = self._idlest()
+        if idle is None or len(self._instances) <= self._floor:
+            return None
+        calls = sum(i.member.served for i in self._instances.values() if i.member is not None)
+        return worth(self._used_at, calls, idle.start_ms, idle.memory_mb)
 
     def evict(self) -> None:
         """Stop the instance that has been idle longest, to make room."""
+        idle = self._idlest()
+        if idle is not None:
+            self._stop(idle)
+
+    def _idlest(self) -> Instance | None:
         idle = [i for i in self._instances.values() if self._idle(i)]
-        if idle:
-            self._stop(min(idle, key=lambda i: i.member.idle_since if i.member else 0.0))
+        return min(idle, key=lambda i: i.member.idle_since if i.member is not None else 0.0, default=None)
 
     def retire(self) -> None:
         """The version is not to be called any more: drain all its instances, fail who waits."""
@@ -153,44 +167,94 @@ class Keeper:
     def _look(self) -> float | None:
         """Observe, decide, act; the seconds until the next look without news, None: no need."""
         now = asyncio.get_running_loop().time()
-        config = self.version.config
         for instance in self.instances:
             member = instance.member
             if member is not None and member.draining and not member.in_flight:
                 self._stop(instance)
         if self._retired:
             return None
-        demand = Demand(self.pool.in_flight, self.pool.waiting, self.pool.observe(), self.in_traffic)
-        serving = len(self._instances) - len(self._stopping) - self._draining() + self._starting
-        wanted = max(desired(demand, config), 1 if self._wanted_ready else 0)
-        missing = min(wanted - serving, config.max_instances - self.have)
+        serving = [i for i in self._instances.values() if i.member is not None and not i.member.draining]
+        have = len(serving) + self._starting
+        scale = scaler.scale(self._observe(now), self.version.config, have)
+        wanted = max(scale.wanted, 1 if self._wanted_ready else 0)
+        frozen = [i for i in serving if i.member is not None and i.member.frozen]
+        for instance in frozen[: max(0, wanted - have + len(frozen))]:
+            self._tasks.spawn(self._thaw(instance), f"thaw {instance.id}")
+        missing = min(wanted - have, self.version.config.max_instances - self.have)
         if missing > 0:
+            self._grown_at = now
             if now < self._retry_at:
                 return self._retry_at - now
             self._starting += missing
             for _ in range(missing):
                 self._tasks.spawn(self._start(), f"start {self.version}")
             return None
-        return self._scale_in(now, wanted, serving)
+        return self._scale_in(now, scale, serving) if serving else None
 
-    def _scale_in(self, now: float, wanted: int, serving: int) -> float | None:
+    def _observe(self, now: float) -> Demand:
+        call_seconds = self.pool.observe()
+        if call_seconds or self.pool.in_flight:
+            self._used_at = self._clock.now
+        self._history.add(self._seen_at, now, call_seconds)
+        self._seen_at = now
+        average = self._history.average
+        calls = self.pool.in_flight + self.pool.waiting
+        return Demand(calls, average(now, scaler.STABLE_S), average(now, scaler.PANIC_S), self.in_traffic)
+
+    def _scale_in(self, now: float, scale: Scale, serving: list[Instance]) -> float:
+        """Stop what is idle or surplus, freeze what rests; the seconds until there may be more of it to do."""
         config = self.version.config
-        floor = config.min_instances if self.in_traffic else 0
-        idle = {i.id: now - i.member.idle_since for i in self.instances if i.member is not None and self._idle(i)}
-        for name in surplus(idle, serving, max(wanted, floor), config.idle_s):
+        floor = max(self._floor, 1 if self.version.layer and self.in_traffic else 0)
+        idle = {i.id: now - i.member.idle_since for i in serving if i.member is not None and not i.member.in_flight}
+        for name in scaler.surplus(idle, len(serving), max(scale.wanted, floor), config.idle_s):
             self._stop(self._instances[name])
             del idle[name]
-            serving -= 1
-        if serving <= floor:
-            return None
-        return max(config.idle_s - max(idle.values(), default=0.0), 1.0)
+        left = [i for i in serving if i.member is not None and not i.member.draining]
+        if now - self._grown_at >= max(scaler.STABLE_S, config.idle_s):
+            left.sort(key=lambda i: i.member.in_flight if i.member is not None else 0)
+            for instance in left[: max(0, len(left) - scale.most)]:
+                self.pool.drain(instance.member)
+        for name, seconds in idle.items():
+            if seconds >= _FREEZE_S:
+                self._rest(self._instances[name])
+        at_rest = len(idle) == len(left) and all(seconds >= _FREEZE_S for seconds in idle.values())
+        return max(config.idle_s - max(idle.values(), default=0.0), _LOOK_S) if at_rest else _LOOK_S
+
+    # -- rest
+
+    def _rest(self, instance: Instance) -> None:
+        if instance.member is not None and not instance.member.frozen and self.pool.freeze(instance.member):
+            self._tasks.spawn(self._freeze(instance), f"freeze {instance.id}")
+
+    async def _freeze(self, instance: Instance) -> None:
+        """Pause an instance that the pool gave up. A thaw that comes meanwhile waits for its turn and undoes it."""
+        async with instance.pausing:
+            try:
+                await self._yard.freeze(instance)
+            except errors.HeadraceError as error:
+                logger.warning("instance %s could not be frozen: %s", instance.id, error.detail)
+                if instance.member is not None:
+                    self.pool.thaw(instance.member)
+
+    async def _thaw(self, instance: Instance) -> None:
+        async with instance.pausing:
+            if instance.member is None or not instance.member.frozen or instance.member.draining:
+                return
+            try:
+                await self._yard.thaw(instance)
+            except errors.HeadraceError as error:
+                logger.warning("instance %s could not be thawed and is replaced: %s", instance.id, error.detail)
+                self.pool.drain(instance.member)
+            else:
+                self.pool.thaw(instance.member)
 
     def _idle(self, instance: Instance) -> bool:
         member = instance.member
         return member is not None and not member.in_flight and not member.draining
 
-    def _draining(self) -> int:
-        return sum(1 for i in self._instances.values() if i.member and i.member.draining and i.id not in self._stopping)
+    @property
+    def _floor(self) -> int:
+        return self.version.config.min_instances if self.in_traffic else 0
 
     # -- what runs beside it
 

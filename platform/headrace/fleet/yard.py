@@ -73,6 +73,7 @@ class Yard:
         link = instance.link = self._switchboard.link(instance.id, lambda: on_lost(instance))
         try:
             async with self._switchboard.listen(instance.directory / "s", link), asyncio.timeout(patience_s):
+                await self.thaw(instance)
                 await link.connected
             return True
         except (TimeoutError, OSError, errors.HeadraceError):
@@ -116,12 +117,24 @@ class Yard:
         instance.start_ms += (asyncio.get_running_loop().time() - began) * 1000
         instance.handler_kind = str(header.get("kind", "handler"))
 
+    async def freeze(self, instance: Instance) -> None:
+        """No CPU until it is thawed. An instance that is being stopped is left alone."""
+        if instance.state is InstanceState.READY:
+            await self._driver.adjust(instance.id, frozen=True)
+
+    async def thaw(self, instance: Instance) -> None:
+        if not instance.ended:
+            await self._driver.adjust(instance.id, frozen=False)
+
     async def stop(self, instance: Instance, shutdown_s: float = _SHUTDOWN_S) -> None:
         """Let the instance shut down by itself for `shutdown_s` seconds at most, then remove it."""
         if instance.state in (InstanceState.STARTING, InstanceState.READY):
             instance.become(InstanceState.DRAINING)
         link = instance.link
         if link is not None and not link.lost and shutdown_s > 0:
+            if instance.member is not None and instance.member.frozen:
+                async with instance.pausing:
+                    await self.thaw(instance)
             link.drain()
             await asyncio.wait((link.gone,), timeout=shutdown_s)
         await self._scrap(instance, InstanceState.STOPPED)

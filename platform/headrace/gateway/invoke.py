@@ -208,7 +208,7 @@ class Invoker:
         if runnable is None:
             return
         if member is not None:
-            runnable.pool.release(member, now)
+            runnable.pool.release(member, now, call.outcome == "function_error")
         version = runnable.version
         self._record(
             (

@@ -3,6 +3,10 @@
 Plain state on one event loop, no I/O: every method decides and changes the state before it returns, so there is
 never an `await` between reading and changing it. `take` reserves a slot; `release` gives it back, unconditionally,
 and hands it to the next waiter in the same step. Waiters are first in, first out. `repr()` shows everything.
+
+A member that fails call after call while others do not is ejected for a while (outlier detection as in Envoy: five
+failures in a row, each ejection twice as long as the last), but never the last one that could take a call. A frozen
+member is out of reach until it is thawed: `freeze` withdraws it before anybody pauses it, so no call races with that.
 """
 
 from __future__ import annotations
@@ -18,13 +22,32 @@ from headrace.model import Balancing
 if TYPE_CHECKING:
     from headrace.gateway.link import Link
 
+_FAILURES = 5  # in a row, and a member is ejected
+_EJECT_S = 1.0  # the first time; then twice as long each time
+_MOST_EJECT_S = 60.0
+
 Settle = Callable[["Member | errors.HeadraceError"], None]
 
 
 class Member:
     """One instance in the pool. `in_flight` never exceeds `capacity`; the pool alone changes it."""
 
-    __slots__ = ("_at", "capacity", "cpus", "draining", "idle_since", "in_flight", "link", "name", "served", "start_ms")
+    __slots__ = (
+        "_at",
+        "_ejections",
+        "_failures",
+        "capacity",
+        "cpus",
+        "draining",
+        "ejected_until",
+        "frozen",
+        "idle_since",
+        "in_flight",
+        "link",
+        "name",
+        "served",
+        "start_ms",
+    )
 
     def __init__(self, link: Link, capacity: int, cpus: float, start_ms: float, now: float) -> None:
         self.link = link
@@ -36,10 +59,20 @@ class Member:
         self.served = 0  # calls it was ever given
         self.idle_since = now  # monotonic; meaningful while in_flight is 0
         self.draining = False
+        self.frozen = False
+        self.ejected_until = 0.0  # monotonic; 0: it is not ejected
+        self._failures = 0  # in a row
+        self._ejections = 0
         self._at = -1  # position in Pool._available
 
     def __repr__(self) -> str:
-        return f"{self.name} {self.in_flight}/{self.capacity}{' draining' if self.draining else ''}"
+        marks = (" draining" * self.draining) + (" frozen" * self.frozen) + (" ejected" * bool(self.ejected_until))
+        return f"{self.name} {self.in_flight}/{self.capacity}{marks}"
+
+    @property
+    def open(self) -> bool:
+        """True when a call may be given to it."""
+        return self.in_flight < self.capacity and not self.draining and not self.frozen and not self.ejected_until
 
 
 class Waiter:
@@ -53,14 +86,20 @@ class Waiter:
 
 
 class Pool:
-    """`on_demand` is called when calls begin to wait, when a call leaves an instance idle, and after a drain."""
+    """`on_demand` is called when a call begins to wait and when a draining member has ended its last one.
 
-    def __init__(self, queue: int, balancing: Balancing, on_demand: Callable[[], None]) -> None:
+    A pool with calls adds itself to `active`; whoever sweeps that set takes idle ones out by `rest`.
+    """
+
+    def __init__(self, queue: int, balancing: Balancing, on_demand: Callable[[], None], active: set[Pool]) -> None:
         self.queue = queue
         self.members: dict[str, Member] = {}
         self.in_flight = 0
-        self.peak = 0  # most calls in flight and waiting since `observe`
         self.throttled = 0
+        self._active = active
+        self._resting = True
+        self._area = 0.0  # calls in flight and waiting, integrated over seconds, since `observe`
+        self._ejected: list[Member] = []
         self._on_demand = on_demand
         self._pick: balance.Policy[Member] = balance.policy(balancing)
         self._available: list[Member] = []  # members with a free slot, in no order
@@ -79,10 +118,22 @@ class Pool:
     def balance_by(self, balancing: Balancing) -> None:
         self._pick = balance.policy(balancing)
 
-    def observe(self) -> int:
-        """Most calls in flight and waiting at once since the last time this was asked."""
-        peak, self.peak = self.peak, self.in_flight + self.waiting
-        return max(peak, self.peak)
+    def sample(self, seconds: float) -> None:
+        """`seconds` have passed with as many calls as there are now."""
+        self._area += (self.in_flight + self.waiting) * seconds
+
+    def observe(self) -> float:
+        """Call-seconds, running and waiting, since the last time this was asked."""
+        area, self._area = self._area, 0.0
+        return area
+
+    def rest(self) -> bool:
+        """Leave the active set when nothing runs and nothing waits; False while something does."""
+        if self.in_flight or self._waiters or self._ejected:
+            return False
+        self._active.discard(self)
+        self._resting = True
+        return True
 
     def take(self, key: str | None = None) -> Member | None:
         """Reserve a slot of the member that the policy picks; None when there is none (see `wait`)."""
@@ -107,17 +158,21 @@ class Pool:
                 retry_after_s=1,
             )
         self._waiters[waiter] = None
-        self.peak = max(self.peak, self.in_flight + self.waiting)
+        self._wake()
         self._on_demand()
 
     def forget(self, waiter: Waiter) -> None:
         """The call behind `waiter` is gone. Does nothing when it was settled before."""
         self._waiters.pop(waiter, None)
 
-    def release(self, member: Member, now: float) -> None:
-        """Give a slot back; the next waiter gets it in the same step."""
+    def release(self, member: Member, now: float, failed: bool = False) -> None:
+        """Give a slot back; the next waiter gets it in the same step. `failed`: the function failed the call."""
         member.in_flight -= 1
         self.in_flight -= 1
+        if failed:
+            self._blame(member, now)
+        else:
+            member._failures = 0
         self._offer(member)
         if not member.in_flight:
             member.idle_since = now
@@ -137,6 +192,19 @@ class Pool:
         if not member.in_flight:
             self._on_demand()
 
+    def freeze(self, member: Member) -> bool:
+        """Take an idle member out of reach, to be paused; False when it is not idle any more."""
+        if member.in_flight or not member.open:
+            return False
+        member.frozen = True
+        self._withdraw(member)
+        return True
+
+    def thaw(self, member: Member) -> None:
+        """A frozen member runs again: it takes waiters at once."""
+        member.frozen = False
+        self._offer(member)
+
     def remove(self, member: Member) -> None:
         """The instance is gone. Slots that its calls still hold are released as they end."""
         member.draining = True
@@ -154,7 +222,11 @@ class Pool:
         self._shut = None
 
     def expire(self, now: float) -> None:
-        """Answer the waiters whose time is up."""
+        """Answer the waiters whose time is up, let members back whose ejection is over."""
+        while self._ejected and self._ejected[0].ejected_until <= now:
+            back = self._ejected.pop(0)
+            back.ejected_until = 0.0
+            self._offer(back)
         while self._waiters and next(iter(self._waiters)).deadline <= now:
             waiter, _ = self._waiters.popitem(last=False)
             waiter.settle(
@@ -168,16 +240,17 @@ class Pool:
         member.in_flight += 1
         member.served += 1
         self.in_flight += 1
-        self.peak = max(self.peak, self.in_flight)
+        if self._resting:
+            self._wake()
         if member.in_flight >= member.capacity:
             self._withdraw(member)
 
     def _offer(self, member: Member) -> None:
-        while self._waiters and not member.draining and member.in_flight < member.capacity:
+        while self._waiters and member.open:
             waiter, _ = self._waiters.popitem(last=False)
             self._reserve(member)
             waiter.settle(member)
-        if member._at < 0 and not member.draining and member.in_flight < member.capacity:
+        if member._at < 0 and member.open:
             member._at = len(self._available)
             self._available.append(member)
 
@@ -190,3 +263,20 @@ class Pool:
             self._available[at] = last
             last._at = at
         member._at = -1
+
+    def _wake(self) -> None:
+        if self._resting:
+            self._resting = False
+            self._active.add(self)
+
+    def _blame(self, member: Member, now: float) -> None:
+        member._failures += 1
+        others = (other for other in self.members.values() if other is not member and not other.draining)
+        if member._failures < _FAILURES or not any(not o.ejected_until and not o.frozen for o in others):
+            return
+        member._failures = 0
+        member.ejected_until = now + min(_EJECT_S * 2**member._ejections, _MOST_EJECT_S)
+        member._ejections = min(member._ejections + 1, 10)
+        self._withdraw(member)
+        self._ejected.append(member)
+        self._ejected.sort(key=lambda ejected: ejected.ejected_until)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
@@ -31,17 +31,17 @@ _HEADERS_S = 15.0  # a client that takes longer for its request's headers is cut
 
 
 class Gateway:
-    """Serves calls on `host`:`port`. `pools` gives the pools in use; `on_late` hears of members with a late call."""
+    """The function port. `active` holds the pools with calls; `on_late` hears of members with a late call."""
 
     def __init__(
         self,
         invoker: Invoker,
-        pools: Callable[[], Iterable[Pool]],
+        active: set[Pool],
         on_late: Callable[[Member], None],
         base_domain: str = "",
     ) -> None:
         self._invoker = invoker
-        self._pools = pools
+        self._active = active
         self._on_late = on_late
         self._suffix = f".{base_domain}" if base_domain else ""
         self._tasks = Tasks()
@@ -109,13 +109,14 @@ class Gateway:
 
     async def _tick(self) -> None:
         """Deadlines, queue timeouts and callers who left, without a timer per call."""
+        now = time.monotonic()
         while True:
             await asyncio.sleep(_TICK_S)
-            now = time.monotonic()
-            for pool in list(self._pools()):
-                if pool.waiting:
-                    pool.expire(now)
-                if not pool.in_flight:
+            before, now = now, time.monotonic()
+            for pool in list(self._active):
+                pool.sample(now - before)
+                pool.expire(now)
+                if pool.rest():
                     continue
                 for member in list(pool.members.values()):
                     if member.in_flight:
