@@ -1,0 +1,150 @@
+"""Builds run whatever a package's author wrote: inside the same walls, and gone when nobody waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from docker import APIClient
+
+from driver_kit import PATIENCE_S, Kit, kit_of
+from headrace.drivers import install
+from headrace.drivers.base import BuildSpec, Driver
+from headrace.errors import BuildFailed
+
+# A package in the bundle itself, whose build backend is the code under test: no index is asked.
+BACKEND = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+
+
+@pytest.fixture
+async def kit() -> AsyncIterator[Kit]:
+    async with kit_of("docker") as kit:
+        yield kit
+
+
+@pytest.fixture
+async def driver(kit: Kit) -> Driver:
+    return kit.driver()
+
+
+@pytest.fixture
+def engine(kit: Kit) -> Iterator[Any]:
+    client = APIClient(f"unix://{kit.settings.engine_socket}", version="auto")
+    yield client
+    client.close()
+
+
+def hostile(kit: Kit, backend: str, **changes: Any) -> BuildSpec:
+    spec = kit.build_spec("./package", **changes)
+    package = spec.code_dir / "package"
+    package.mkdir()
+    (package / "pyproject.toml").write_text(BACKEND)
+    (package / "backend.py").write_text(backend)
+    return spec
+
+
+def containers(kit: Kit, engine: Any) -> list[Any]:
+    found: list[Any] = engine.containers(all=True, filters={"label": [f"headrace.home={kit.settings.home_tag}"]})
+    return found
+
+
+async def until_container(kit: Kit, engine: Any, *, there: bool) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while bool(await asyncio.to_thread(containers, kit, engine)) != there:
+            await asyncio.sleep(0.05)
+
+
+async def test_the_code_of_a_package_is_locked_up(kit: Kit, driver: Driver) -> None:
+    spec = hostile(
+        kit,
+        """
+import json, os, sys
+status = dict(line.split(":", 1) for line in open("/proc/self/status").read().splitlines())
+def refused(path):
+    try:
+        open(path, "w").close()
+    except OSError as error:
+        return error.errno
+    return 0
+print("PROBE", json.dumps({"uid": os.getuid(), "caps": int(status["CapEff"], 16), "env": sorted(os.environ),
+    "out": refused("/out/x"), "refused": [refused(place + "/x") for place in ("/function", "/usr", "/etc", "/")]}))
+sys.exit(1)
+""",
+    )
+    lines: list[str] = []
+    with pytest.raises(BuildFailed):
+        await driver.build(spec, lines.append)
+    found = json.loads(next(line.partition("PROBE ")[2] for line in lines if "PROBE {" in line))
+    assert (found["uid"], found["caps"], found["out"]) == (65532, 0, 0)
+    assert all(found["refused"])
+    assert not [name for name in found["env"] if name.startswith("HEADRACE_")]
+
+
+async def test_a_build_that_needs_too_much_memory_says_so(kit: Kit, driver: Driver) -> None:
+    spec = hostile(kit, "hoard = []\nwhile True: hoard.append(bytearray(b'x' * (1 << 20)))", memory_mb=128)
+    with pytest.raises(BuildFailed, match="more than 128 MiB"):
+        await driver.build(spec, lambda _: None)
+
+
+async def test_a_result_that_grows_too_large_ends_the_build(
+    kit: Kit, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install, "_LARGEST_RESULT", 5 << 20)
+    spec = hostile(kit, "import time\nopen('/out/big', 'wb').write(bytes(20 << 20))\ntime.sleep(1000)")
+    with pytest.raises(BuildFailed, match="dependencies take more than"):
+        await driver.build(spec, lambda _: None)
+
+
+async def test_nothing_is_left_of_a_cancelled_build(kit: Kit, driver: Driver, engine: Any) -> None:
+    building = asyncio.ensure_future(driver.build(hostile(kit, "import time\ntime.sleep(1000)"), lambda _: None))
+    await until_container(kit, engine, there=True)
+    building.cancel()
+    await asyncio.wait([building])
+    assert building.cancelled()
+    assert containers(kit, engine) == []
+
+
+async def test_a_build_of_a_killed_process_is_removed_by_the_next_prepare(
+    kit: Kit, driver: Driver, engine: Any
+) -> None:
+    spec = hostile(kit, "import time\ntime.sleep(1000)")
+    program = f"""
+import asyncio, pathlib
+from headrace.drivers.base import BuildSpec
+from headrace.drivers.docker_engine import DockerDriver
+from headrace.settings import Settings
+spec = BuildSpec({spec.id!r}, "python", pathlib.Path({str(spec.code_dir)!r}), pathlib.Path({str(spec.out_dir)!r}))
+asyncio.run(DockerDriver(Settings(home=pathlib.Path({str(kit.home)!r}))).build(spec, print))
+"""
+    worker = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, stdout=asyncio.subprocess.DEVNULL, env={"PATH": os.defpath}
+    )
+    try:
+        await until_container(kit, engine, there=True)
+        await driver.prepare("python")
+        assert len(containers(kit, engine)) == 1, "its process lives, so it stays"
+    finally:
+        worker.send_signal(signal.SIGKILL)
+        await worker.wait()
+    await driver.prepare("python")
+    assert containers(kit, engine) == []
+
+
+async def test_a_layer_can_be_read_and_imported_by_an_instance(kit: Kit, driver: Driver) -> None:
+    build = kit.build_spec("idna==3.10")
+    await driver.build(build, lambda _: None)
+    probe = (
+        "import sys, os\nsys.path.append(os.environ['HEADRACE_LAYER'])\nimport idna\n"
+        "link.sendall(idna.__file__.encode() + b'\\n')"
+    )
+    spec = await kit.spec("probe", probe=probe, layer_dir=build.out_dir)
+    await driver.start(spec)
+    link = await kit.listener(spec).dialled()
+    assert Path((await link.readline()).decode().strip()) == Path("/layer/idna/__init__.py")
