@@ -108,6 +108,13 @@ class World:
         headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
         return httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://control", headers=headers)
 
+    async def announce(self) -> None:
+        """The node reports itself, as it does every few seconds."""
+        now = self.clock.now()
+        await self.nodes.announce(
+            Node(NODE, str(self.settings.run_dir / "node.sock"), self.settings.functions, now, now)
+        )
+
     async def token(self, name: str, *scopes: Scope, namespaces: tuple[str, ...] = ()) -> str:
         _, secret = await self.services.tokens.create(name, scopes, namespaces, None)
         return secret
@@ -166,7 +173,6 @@ async def _make(
     settings: Settings, clock: SystemClock, database: Database, node: NotedNode, following: Following
 ) -> World:
     nodes = Nodes(database, clock)
-    await nodes.announce(Node(NODE, str(settings.run_dir / "node.sock"), settings.functions, clock.now(), clock.now()))
     functions, versions, aliases = Functions(database, clock), Versions(database, clock), Aliases(database, clock)
     client = NodeClient(nodes)
     tokens = Tokens(database, clock)
@@ -186,7 +192,9 @@ async def _make(
         following=following,
     )
     _, admin = await tokens.create("admin", ["admin"], [], None)
-    return World(settings, clock, services, node, nodes, create_app(services), admin)
+    made = World(settings, clock, services, node, nodes, create_app(services), admin)
+    await made.announce()
+    return made
 
 
 class _Silent:

@@ -20,6 +20,9 @@ SLOT_S = 10.0  # seconds of one MetricSlot
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 EnvName = Annotated[str, StringConstraints(pattern=ENV_NAME_PATTERN)]
+EnvText = Annotated[
+    str, StringConstraints(max_length=32_768), Field(json_schema_extra={"pattern": r"^[^\x00]*$"})  # checked below
+]
 Runtime = Literal["python", "node"]
 Kind = Literal["auto", "handler", "asgi"]
 Network = Literal["egress", "none"]
@@ -70,7 +73,7 @@ class VersionConfig(BaseModel):
     max_instances: int = Field(10, ge=1, le=1000, description="Most instances of this version on a node.")
     idle_s: float = Field(300.0, ge=1, le=86_400, description="An instance without calls stops after this, seconds.")
     queue: int = Field(100, ge=0, le=100_000, description="Calls that may wait for an instance.")
-    env: dict[EnvName, Annotated[str, StringConstraints(max_length=32_768)]] = Field(
+    env: dict[EnvName, EnvText] = Field(
         default_factory=dict, max_length=256, description="Environment of the function."
     )
     secrets: list[Name] = Field(default_factory=list, max_length=64, description="Names of secrets; none exist yet.")

@@ -68,6 +68,7 @@ class ControlApi(FastAPI):
             document = super().openapi()
             _, defined = models_json_schema([(model, "validation") for model in _MODELS], ref_template=_REF)
             document["components"]["schemas"].update(defined["$defs"])
+            _close_patterns(document)
         assert self.openapi_schema is not None
         return self.openapi_schema
 
@@ -101,6 +102,18 @@ def create_app(services: Services) -> FastAPI:
     app.include_router(system.open_router, include_in_schema=False)
     app.include_router(_documents())
     return app
+
+
+def _close_patterns(schema: Any) -> None:
+    """Say what pydantic enforces but leaves out: where keys follow a pattern, others are refused."""
+    if isinstance(schema, dict):
+        if "patternProperties" in schema:
+            schema.setdefault("additionalProperties", False)
+        for below in schema.values():
+            _close_patterns(below)
+    elif isinstance(schema, list):
+        for below in schema:
+            _close_patterns(below)
 
 
 def _operation_id(route: APIRoute) -> str:

@@ -82,7 +82,13 @@ _LINES_OR_EVENTS: dict[int | str, dict[str, Any]] = {
         "description": "Lines, oldest first; with `follow=true` server-sent events, each with one line as JSON.",
         "content": {
             streams.MEDIA_TYPE: {
-                "schema": {"type": "string"},
+                "schema": streams.event_schema(
+                    {
+                        "type": "string",
+                        "contentMediaType": "application/json",
+                        "contentSchema": {"$ref": "#/components/schemas/LineOut"},
+                    }
+                ),
                 "example": f"data: {LineOut.model_validate(_EXAMPLE).model_dump_json()}\nid: 4711\n\n",
             }
         },

@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from headrace.control.schemas import TEXT_PATTERN
 from headrace.errors import (
     CallerError,
     ClientGone,
@@ -43,6 +44,10 @@ RETRY_AFTER_S = 1
 _MOST_SHOWN = 5  # violations in one detail; all are in `errors`, up to _MOST_LISTED
 _MOST_LISTED = 50
 _LONGEST_PLACE = 120
+_PATTERNS = {
+    NAME_PATTERN: "use 1 to 63 of a-z, 0-9 and '-', starting with a letter.",
+    TEXT_PATTERN: "this holds a NUL character; remove it.",
+}
 
 
 class Violation(BaseModel):
@@ -190,8 +195,8 @@ def _advice(item: Mapping[str, Any]) -> str:
         return "this is missing; add it."
     if kind == "extra_forbidden":
         return "this is not known here; remove it or correct its name."
-    if kind == "string_pattern_mismatch" and item.get("ctx", {}).get("pattern") == NAME_PATTERN:
-        return "use 1 to 63 of a-z, 0-9 and '-', starting with a letter."
+    if kind == "string_pattern_mismatch" and (advice := _PATTERNS.get(item["ctx"]["pattern"])):
+        return advice
     if kind == "string_unicode":
         return "this is not valid Unicode text; send UTF-8 without lone surrogates."
     text = str(item["msg"]).removeprefix("Value error, ").removesuffix(".")

@@ -69,7 +69,7 @@ def _too_large(limit: int) -> TooLarge:
 def parse_json(raw: bytes) -> Any:
     """The value in `raw`. Raises `CallerError` unless it is JSON in UTF-8, `Invalid` for what can't be kept."""
     try:
-        value = json.loads(raw.decode(), parse_constant=_not_a_number, object_pairs_hook=_unique)
+        value = json.loads(raw.decode(), parse_float=_number, parse_constant=_not_a_number, object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
         raise CallerError(f"the body is not UTF-8 (byte {error.start}); encode it as UTF-8.") from None
     except json.JSONDecodeError as error:
@@ -80,6 +80,12 @@ def parse_json(raw: bytes) -> Any:
         raise _too_deep() from None
     _check(value)
     return value
+
+
+def _number(text: str) -> int | float:
+    """JSON has one kind of numbers: 3.0 is the integer 3."""
+    value = float(text)
+    return int(value) if value.is_integer() else value
 
 
 def _not_a_number(name: str) -> Any:

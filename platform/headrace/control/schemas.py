@@ -84,10 +84,10 @@ Cursor = Annotated[
     str | None,
     NOT_NULL,
     Query(
+        min_length=1,
         max_length=200,
-        pattern=TEXT_PATTERN,
+        pattern=r"^[A-Za-z0-9_-]+$",
         description="`next` of the page before; leave it out for the first page.",
-        json_schema_extra={"format": "cursor"},
     ),
 ]
 Flag = Annotated[bool, BeforeValidator(_parse_flag), WithJsonSchema({"type": "boolean"})]

@@ -39,6 +39,16 @@ class Event:
         return ("\n".join(lines) + "\n\n").encode("utf-8", "replace")
 
 
+def event_schema(data: dict[str, Any]) -> dict[str, Any]:
+    """The JSON schema of one event whose `data` is as given."""
+    return {
+        "type": "object",
+        "description": "One event.",
+        "properties": {"event": {"type": "string"}, "data": data, "id": {"type": "string"}},
+        "required": ["data"],
+    }
+
+
 def end(**why: Any) -> Event:
     """The last event of a stream: there will be no more, do not dial again."""
     return Event(json.dumps(why), name="end")

@@ -67,6 +67,8 @@ class VersionIn(Body):
 class VersionForm(BaseModel):
     """A version from an archive."""
 
+    model_config = ConfigDict(extra="forbid")
+
     bundle: bytes = Field(
         description="A zip or tar.gz archive, up to 50 MiB.", json_schema_extra={"type": "string", "format": "binary"}
     )
@@ -136,7 +138,7 @@ _TEXT_OR_EVENTS: dict[int | str, dict[str, Any]] = {
         "content": {
             "text/plain": {"schema": {"type": "string"}, "example": "Nothing to install.\nLoaded in 12 ms.\n"},
             streams.MEDIA_TYPE: {
-                "schema": {"type": "string"},
+                "schema": streams.event_schema({"type": "string"}),
                 "example": 'data: Loaded in 12 ms.\nid: 2\n\nevent: end\ndata: {"state": "ready", "reason": null}\n\n',
             },
         },
@@ -272,9 +274,9 @@ async def _store(services: Services, request: Request) -> tuple[Stored, VersionC
 
 async def _inline(request: Request) -> VersionIn:
     raw = await reading.whole(request, INLINE_LIMIT)
-    await asyncio.to_thread(reading.parse_json, raw)
+    value = await asyncio.to_thread(reading.parse_json, raw)
     try:
-        return await asyncio.to_thread(VersionIn.model_validate_json, raw, strict=True)
+        return VersionIn.model_validate(value, strict=True)
     except ValidationError as error:
         raise _refused(error, "body") from None
 
@@ -283,11 +285,11 @@ def _config(raw: bytes | None) -> VersionConfig:
     if raw is None:
         return VersionConfig()
     try:
-        reading.parse_json(raw)
+        value = reading.parse_json(raw)
     except CallerError as error:
         raise type(error)(f"in the part 'config': {error.detail}") from None
     try:
-        return VersionConfig.model_validate_json(raw, strict=True)
+        return VersionConfig.model_validate(value, strict=True)
     except ValidationError as error:
         raise _refused(error, "body", "config") from None
 
