@@ -75,7 +75,7 @@ class Node:
         self._routes = Routes(self._pool_of)
         self._gatekeeper = Gatekeeper()
         self._invoker = Invoker(
-            self._routes, self._gatekeeper, self._recorder.invocation, id, settings.max_body_mb << 20
+            self._routes, self._gatekeeper, self._recorder.invocation, id, max_body=settings.max_body_mb << 20
         )
         self._gateway = Gateway(self._invoker, self._active, self._late, settings.base_domain)
         self._peer = PeerServer(

@@ -172,7 +172,7 @@ def test_a_control_api_that_stays_away_is_given_up(
     server.on("GET", LOG, events("data: one\nid: 7", cut=True))
     result = cli("deploy", str(code))
     assert result.code == 1
-    assert "Headrace does not answer" in result.err
+    assert "Error: Unreachable (the fault of the platform)." in result.err
 
 
 def test_a_refused_follower_is_told(server: Server, cli: Cli, code: Path) -> None:

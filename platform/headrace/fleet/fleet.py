@@ -108,7 +108,7 @@ class Fleet:
 
     def start(self) -> None:
         self._shelf.start()
-        self._tasks.spawn(self._sweep(), "sweep")
+        self._tasks.spawn(self._sweeps(), "sweep")
 
     async def stop(self, shutdown_s: float) -> None:
         """Stop every instance; an application's shutdown may take `shutdown_s` seconds."""
@@ -179,18 +179,22 @@ class Fleet:
             await self._yard.stop(instance, 0)
             self.recovery.removed += 1
 
-    async def _sweep(self) -> None:
+    async def _sweeps(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP_S)
-            for instance in self._shelf.stale():
-                await self._yard.stop(instance, 0)
-            try:
-                removed = await self._yard.sweep()
-            except errors.EngineUnavailable as error:
-                logger.warning("the engine does not answer: %s", error.detail)
-            else:
-                if removed:
-                    logger.warning("removed %d instances that belonged to nobody", removed)
+            await self.sweep()
+
+    async def sweep(self) -> None:
+        """Stop what nobody asks for any more, remove what runs and belongs to nobody."""
+        for instance in self._shelf.stale():
+            await self._yard.stop(instance, 0)
+        try:
+            removed = await self._yard.sweep()
+        except errors.EngineUnavailable as error:
+            logger.warning("the engine does not answer: %s", error.detail)
+        else:
+            if removed:
+                logger.warning("removed %d instances that belonged to nobody", removed)
 
     def _used(self) -> int:
         return sum(instance.memory_mb for instance in self._yard.running.values())

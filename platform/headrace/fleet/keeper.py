@@ -278,10 +278,13 @@ class Keeper:
 
     def _failed(self, error: errors.HeadraceError) -> None:
         """Fail fast: who waits gets the reason at once, and so does who comes before the next try."""
+        now = asyncio.get_running_loop().time()
+        self._fail(error)
+        if now < self._retry_at:  # another of the same batch has said it already
+            return
         backoff = _BACKOFF_S[min(self._failures, len(_BACKOFF_S) - 1)]
         self._failures += 1
-        self._retry_at = asyncio.get_running_loop().time() + backoff
-        self._fail(error)
+        self._retry_at = now + backoff
         if not any(i.member and not i.member.draining for i in self._instances.values()):
             self.pool.shut(error, self._retry_at)
         logger.warning("%s cannot start, next try in %g s: %s", self.version, backoff, error.detail)

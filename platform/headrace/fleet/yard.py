@@ -12,8 +12,9 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any, TypeVar
 
 from headrace import errors, resources, wire
 from headrace.drivers.base import Driver, InstanceSpec
@@ -26,12 +27,14 @@ from headrace.tasks import Tasks
 logger = logging.getLogger(__name__)
 
 _LAUNCHES = 4  # sandboxes that may be starting at once
+_ENGINE_S = 60.0  # one request to the engine
 _HELLO_S = 30.0
 _LOAD_S = 60.0
 _SHUTDOWN_S = 10.0  # an application's own shutdown may take this long
 _INSPECT_S = 2.0
 DEFAULTS = VersionConfig.model_construct()
 
+T = TypeVar("T")
 LogOf = Callable[[Version, str], Callable[[str, dict[str, object], bytes], None]]
 
 
@@ -57,7 +60,7 @@ class Yard:
                 instance.remember()
                 link = instance.link = self._switchboard.link(instance.id, lambda: on_lost(instance))
                 async with self._switchboard.listen(instance.directory / "s", link):
-                    await self._driver.start(self._spec(instance))
+                    await self._ask(self._driver.start(self._spec(instance)))
                     instance.become(InstanceState.STARTING)
                     await self._hello(instance, link)
         except BaseException:
@@ -99,7 +102,7 @@ class Yard:
         try:
             config = version.config
             if (instance.memory_mb, instance.cpus) != (config.memory_mb, config.cpus):
-                await self._driver.adjust(instance.id, memory_mb=config.memory_mb, cpus=config.cpus)
+                await self._ask(self._driver.adjust(instance.id, memory_mb=config.memory_mb, cpus=config.cpus))
                 instance.memory_mb, instance.cpus = config.memory_mb, config.cpus
             instance.version = version
             instance.remember()
@@ -120,11 +123,11 @@ class Yard:
     async def freeze(self, instance: Instance) -> None:
         """No CPU until it is thawed. An instance that is being stopped is left alone."""
         if instance.state is InstanceState.READY:
-            await self._driver.adjust(instance.id, frozen=True)
+            await self._ask(self._driver.adjust(instance.id, frozen=True))
 
     async def thaw(self, instance: Instance) -> None:
         if not instance.ended:
-            await self._driver.adjust(instance.id, frozen=False)
+            await self._ask(self._driver.adjust(instance.id, frozen=False))
 
     async def stop(self, instance: Instance, shutdown_s: float = _SHUTDOWN_S) -> None:
         """Let the instance shut down by itself for `shutdown_s` seconds at most, then remove it."""
@@ -151,10 +154,10 @@ class Yard:
         """Why the instance is not there any more, as the engine knows it."""
         try:
             async with asyncio.timeout(_INSPECT_S):
-                status = await self._driver.inspect(instance.id)
+                status = await self._ask(self._driver.inspect(instance.id))
                 while status is not None and status.running:  # the connection ends a moment before the process
                     await asyncio.sleep(0.02)
-                    status = await self._driver.inspect(instance.id)
+                    status = await self._ask(self._driver.inspect(instance.id))
         except (TimeoutError, errors.EngineUnavailable):
             return errors.InstanceDied("the instance's connection broke off.", instance=instance.id)
         if status is None:
@@ -173,10 +176,12 @@ class Yard:
 
     async def sweep(self, older_than_s: float = 0.0) -> int:
         """Remove what runs or lies around for this home without being in `running`."""
-        strays = {status.id for status in await self._driver.list()} | Instance.remembered(self._settings.run_dir)
+        strays = {status.id for status in await self._ask(self._driver.list())} | Instance.remembered(
+            self._settings.run_dir
+        )
         removed = 0
         for id in strays - self.running.keys():
-            await self._driver.stop(id)
+            await self._ask(self._driver.stop(id))
             if id not in self.running:
                 Instance(Kind("python", "egress", None), 0, 0, self._settings.run_dir, id).forget()
                 removed += 1
@@ -184,7 +189,7 @@ class Yard:
 
     async def listed(self) -> set[str]:
         """Ids of the sandboxes that the engine says are running."""
-        return {status.id for status in await self._driver.list() if status.running}
+        return {status.id for status in await self._ask(self._driver.list()) if status.running}
 
     async def close(self) -> None:
         await self._tasks.aclose()
@@ -200,12 +205,25 @@ class Yard:
         if instance.link is not None:
             instance.link.close()
         try:
-            await self._driver.stop(instance.id)
+            await self._ask(self._driver.stop(instance.id))
             instance.forget()
         except errors.EngineUnavailable as error:
             logger.warning("instance %s could not be removed yet: %s", instance.id, error.detail)
         finally:
             self.running.pop(instance.id, None)
+
+    async def _ask(self, work: Coroutine[Any, Any, T]) -> T:
+        """An answer of the engine, bounded in time. A hung or cut-off one counts as an engine that is not there."""
+        try:
+            async with asyncio.timeout(_ENGINE_S):
+                return await work
+        except TimeoutError:
+            raise errors.EngineUnavailable(f"the engine did not answer within {_ENGINE_S:g} s.") from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise errors.EngineUnavailable("the engine's answer was cut off.") from None
 
     async def _hello(self, instance: Instance, link: Link) -> None:
         """Wait until the instance has dialled in, or say why it did not."""
@@ -214,7 +232,7 @@ class Yard:
             done, _ = await asyncio.wait((link.connected,), timeout=1.0)
             if done:
                 return link.connected.result()
-            status = await self._driver.inspect(instance.id)
+            status = await self._ask(self._driver.inspect(instance.id))
             if status is None or not status.running or asyncio.get_running_loop().time() > deadline:
                 tail = status.tail.strip()[-500:] if status is not None else "it is gone"
                 raise errors.EngineUnavailable(f"an instance started but did not report: {tail or 'it said nothing'}.")

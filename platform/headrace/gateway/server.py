@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 
 from granian.constants import HTTPModes, Interfaces
@@ -17,7 +16,9 @@ from granian.server.embed import Server
 
 from headrace import errors
 from headrace.gateway import websocket
-from headrace.gateway.invoke import Invoker, Receive, Scope, Send, problem
+from headrace.gateway.answer import problem
+from headrace.gateway.call import PATIENCE_S, Receive, Scope, Send, gone
+from headrace.gateway.invoke import Invoker
 from headrace.gateway.link import Stream
 from headrace.gateway.pool import Member, Pool
 from headrace.tasks import Tasks
@@ -25,7 +26,6 @@ from headrace.tasks import Tasks
 logger = logging.getLogger(__name__)
 
 _TICK_S = 0.02
-_PATIENCE_S = 0.25  # a call that takes longer has its caller watched for leaving
 _CONNECTIONS = 16_384
 _HEADERS_S = 15.0  # a client that takes longer for its request's headers is cut off
 
@@ -92,7 +92,7 @@ class Gateway:
             log_enabled=False,
         )
         self._serving = asyncio.get_running_loop().create_task(self._server.serve(), name="function port")
-        self._tasks.spawn(self._tick(), "gateway ticker")
+        self._tasks.spawn(self._ticks(), "gateway ticker")
 
     async def stop(self, drain_s: float) -> None:
         """Take no further connection and give running calls up to `drain_s` seconds."""
@@ -107,20 +107,24 @@ class Gateway:
                 logger.warning("%d calls were cut off after %g s", self._invoker.in_flight, drain_s)
         await self._tasks.aclose()
 
-    async def _tick(self) -> None:
-        """Deadlines, queue timeouts and callers who left, without a timer per call."""
-        now = time.monotonic()
+    async def _ticks(self) -> None:
+        monotonic = self._invoker.monotonic
+        now = monotonic()
         while True:
             await asyncio.sleep(_TICK_S)
-            before, now = now, time.monotonic()
-            for pool in list(self._active):
-                pool.sample(now - before)
-                pool.expire(now)
-                if pool.rest():
-                    continue
-                for member in list(pool.members.values()):
-                    if member.in_flight:
-                        self._look_after(member, now)
+            before, now = now, monotonic()
+            self.tick(now, now - before)
+
+    def tick(self, now: float, seconds: float) -> None:
+        """Deadlines, queue timeouts and callers who left, for all calls at once; `seconds` since the last time."""
+        for pool in list(self._active):
+            pool.sample(seconds)
+            pool.expire(now)
+            if pool.rest():
+                continue
+            for member in list(pool.members.values()):
+                if member.in_flight:
+                    self._look_after(member, now)
 
     def _look_after(self, member: Member, now: float) -> None:
         late = member.link.overdue(now)
@@ -128,7 +132,7 @@ class Gateway:
             stream.close("timeout", errors.TimedOut("the call took longer than the version's timeout_s."))
         if late:
             self._on_late(member)
-        for stream in member.link.unwatched(now - _PATIENCE_S):
+        for stream in member.link.unwatched(now - PATIENCE_S):
             self._tasks.spawn(_watch(stream), "caller watch")
 
 
@@ -136,7 +140,7 @@ async def _watch(stream: Stream) -> None:
     """End the call when its caller goes away."""
     receive, stream.receive = stream.receive, None
     assert receive is not None
-    watching = asyncio.ensure_future(_gone(receive))
+    watching = asyncio.ensure_future(gone(receive))
     over = stream.over()
     try:
         await asyncio.wait((watching, over), return_when=asyncio.FIRST_COMPLETED)
@@ -144,9 +148,3 @@ async def _watch(stream: Stream) -> None:
             stream.close("client", errors.ClientGone("the caller went away before the answer was complete."))
     finally:
         watching.cancel()
-
-
-async def _gone(receive: Receive) -> None:
-    """Return when the caller has left. What an unread (empty) body still brings is passed over."""
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -11,7 +11,9 @@ from typing import Any
 
 from headrace import errors, wire
 from headrace.gateway import link as links
-from headrace.gateway.invoke import Call, Invoker, Receive, Scope, Send, affinity, own_headers, problem_of
+from headrace.gateway.answer import own_headers, problem_of
+from headrace.gateway.call import Call, Receive, Scope, Send
+from headrace.gateway.invoke import Invoker, affinity
 
 _ABNORMAL = 1006
 _GOING_AWAY = 1001
@@ -23,7 +25,7 @@ _MAX_MESSAGE = 16 << 20  # bytes of one message from the function, held while it
 
 async def serve(invoker: Invoker, scope: Scope, receive: Receive, send: Send, *, spelling: str, rest: str) -> None:
     """Carry one WebSocket between its client and the function `spelling`; `rest` is the path behind it, as sent."""
-    call = Call(invoker.new_id(), "GET", rest)
+    call = Call(invoker.new_id(), "GET", rest, invoker.monotonic)
     invoker.in_flight += 1
     try:
         await receive()  # websocket.connect
@@ -31,7 +33,7 @@ async def serve(invoker: Invoker, scope: Scope, receive: Receive, send: Send, *,
         call.prefix = route.prefix
         invoker.gatekeeper.check(route, scope["headers"])
         call.runnable = route.choose(affinity(scope) if route.chooses else None)
-        member = await invoker.slot(call, route, call.runnable, scope)
+        member = await invoker.slot(call, route, scope, None)
         stream = invoker.open(call, call.runnable, member, scope, b"", ws=True)
         await _converse(call, stream, call.runnable.timeout_s, receive, send)
     except errors.HeadraceError as error:

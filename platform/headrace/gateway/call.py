@@ -1,0 +1,92 @@
+"""One call on its way, and the shapes of ASGI that the gateway's rooms share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from headrace import errors
+from headrace.gateway.pool import Member
+from headrace.gateway.routes import Runnable
+from headrace.model import Outcome
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+PATIENCE_S = 0.25  # a call that takes longer has its caller watched for leaving
+
+_OUTCOMES: dict[str, Outcome] = {
+    "function_error": "function_error",
+    "load_failed": "function_error",
+    "timeout": "timeout",
+    "instance_died": "instance_died",
+    "out_of_memory": "out_of_memory",
+    "client_gone": "client_gone",
+    "queue_full": "rejected",
+    "no_capacity": "rejected",
+    "too_large": "rejected",
+}
+
+
+class Call:
+    """One call on its way: what it will be recorded as, and the slot it holds."""
+
+    __slots__ = (
+        "answering",
+        "bytes_in",
+        "bytes_out",
+        "error",
+        "id",
+        "member",
+        "method",
+        "monotonic",
+        "outcome",
+        "path",
+        "prefix",
+        "queue_ms",
+        "runnable",
+        "sent_at",
+        "start_ms",
+        "started_at",
+        "status",
+    )
+
+    def __init__(self, id: str, method: str, path: str, monotonic: Callable[[], float]) -> None:
+        self.id = id
+        self.method = method
+        self.path = path
+        self.prefix = ""
+        self.monotonic = monotonic
+        self.started_at = time.time()
+        self.sent_at = 0.0  # monotonic; 0 until the frame is written
+        self.queue_ms = 0.0
+        self.start_ms = 0.0
+        self.status = 0
+        self.answering = False  # the status line is out
+        self.outcome: Outcome = "ok"
+        self.error: dict[str, Any] | None = None
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.runnable: Runnable | None = None
+        self.member: Member | None = None
+
+    def failed(self, error: errors.HeadraceError) -> None:
+        if not self.answering:
+            self.status = error.status
+        self.outcome = _OUTCOMES.get(error.code, "platform_error" if error.fault == "platform" else "rejected")
+        self.error = error.ids.get("error") or {"type": error.code, "message": error.detail, "stack": ""}
+
+    def timing(self) -> str:
+        """The Server-Timing value so far: milliseconds queued, starting (when cold) and running."""
+        run = (self.monotonic() - self.sent_at) * 1000 if self.sent_at else 0.0
+        start = f", start;dur={self.start_ms:.2f}" if self.start_ms else ""
+        return f"queue;dur={self.queue_ms:.2f}{start}, run;dur={run:.2f}"
+
+
+async def gone(receive: Receive) -> None:
+    """Return when the caller has left. What an unread (empty) body still brings is passed over."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,254 @@
+"""A node without database, containers and HTTP server: the real fleet and gateway over the fake engine.
+
+What runs as an instance is `Program`: it dials in and speaks the frames of the protocol, and its calls do what their
+path says. Calls enter as ASGI calls. Everything shares one event loop, so scenarios can run in virtual time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fakes import FakeDriver, FakeEngine, FakeInstance
+from headrace import wire
+from headrace.fleet.fleet import Fleet
+from headrace.gateway.access import Gatekeeper
+from headrace.gateway.answer import Broken
+from headrace.gateway.invoke import Invoker
+from headrace.gateway.pool import Member, Pool
+from headrace.gateway.routes import Routes
+from headrace.gateway.server import Gateway
+from headrace.model import Function, Target, Version, VersionConfig, VersionState
+from headrace.node import Switchboard
+from headrace.settings import Settings
+
+
+class Program:
+    """What an instance does. `load_error`: LOAD fails with it. Calls in progress are counted."""
+
+    def __init__(self) -> None:
+        self.load_error: dict[str, str] | None = None
+        self.calls = 0
+        self.cancelled = 0
+
+    async def __call__(self, instance: FakeInstance) -> int:
+        reader, writer = await asyncio.open_unix_connection(str(instance.spec.socket_dir / "s"))
+        hello = {
+            "protocol": wire.PROTOCOL,
+            "runtime": "python",
+            "pid": 1,
+            "instance": instance.spec.id,
+            "loaded": False,
+        }
+        writer.write(wire.encode(wire.HELLO, 0, wire.dumps(hello)))
+        decoder = wire.Decoder()
+        tasks: dict[int, asyncio.Task[None]] = {}
+        try:
+            while data := await reader.read(65536):
+                await instance.thawed.wait()
+                for frame in decoder.feed(data):
+                    if frame.type == wire.LOAD:
+                        self._load(writer)
+                    elif frame.type == wire.CALL:
+                        call = self._call(frame, writer)
+                        tasks[frame.stream] = asyncio.get_running_loop().create_task(call)
+                    elif frame.type == wire.CANCEL and (task := tasks.get(frame.stream)):
+                        self.cancelled += 1
+                        task.cancel()
+                    elif frame.type == wire.DRAIN:
+                        return 0
+                for task in tasks.values():
+                    if task.done() and not task.cancelled() and task.exception() is not None:
+                        return 3
+            return 1
+        finally:
+            for task in tasks.values():
+                task.cancel()
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
+            writer.close()
+
+    def _load(self, writer: asyncio.StreamWriter) -> None:
+        if self.load_error is not None:
+            writer.write(wire.encode(wire.LOAD_FAILED, 0, wire.dumps(self.load_error)))
+        else:
+            writer.write(wire.encode(wire.LOADED, 0, wire.dumps({"kind": "handler", "ms": 1})))
+
+    async def _call(self, frame: wire.Frame, writer: asyncio.StreamWriter) -> None:
+        self.calls += 1
+        path = wire.loads(frame.header)["p"]
+        if path == "/wait":
+            await asyncio.Event().wait()
+        if path == "/die":
+            writer.transport.abort()
+            return
+        if path in ("/half", "/stream"):
+            writer.write(wire.encode(wire.HEAD, frame.stream, b'{"s":200,"h":[]}'))
+            writer.write(wire.encode(wire.BODY, frame.stream, b"", b"half"))
+            await asyncio.sleep(0.1)
+            if path == "/half":
+                writer.transport.abort()
+                return
+            writer.write(wire.encode(wire.END, frame.stream))
+            return
+        if path == "/slow":
+            await asyncio.sleep(1)
+        if path == "/raise":
+            error = {"type": "ValueError", "message": "no", "stack": ""}
+            writer.write(wire.encode(wire.REPLY, frame.stream, wire.dumps({"e": error})))
+            return
+        writer.write(wire.encode(wire.REPLY, frame.stream, b'{"s":200,"h":[["x-a","b"]]}', path.encode()))
+
+
+@dataclass
+class Answer:
+    """What a caller got: the messages of ASGI's send, in order. `broken`: it was cut off after it had begun."""
+
+    sent: list[dict[str, Any]] = field(default_factory=list)
+    broken: bool = False
+
+    @property
+    def status(self) -> int:
+        starts = [message["status"] for message in self.sent if message["type"] == "http.response.start"]
+        assert len(starts) == 1, f"{len(starts)} answers for one request"
+        return int(starts[0])
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(m["body"] for m in self.sent if m["type"] == "http.response.body")
+
+    @property
+    def complete(self) -> bool:
+        ends = [m for m in self.sent if m["type"] == "http.response.body" and not m.get("more_body")]
+        assert len(ends) <= 1
+        return bool(ends)
+
+    @property
+    def problem(self) -> dict[str, Any]:
+        problem: dict[str, Any] = json.loads(self.body)
+        return problem
+
+
+class House:
+    """The parts of a node that this kit wires. `records` are the rows noted, in the order of model.Invocation."""
+
+    def __init__(self, home: Path, **config: Any) -> None:
+        self.settings = Settings(home=home, prewarm=0, instance_memory_mb=1024)
+        self.program = Program()
+        self.engine = FakeEngine(self.program)
+        self.driver = FakeDriver(self.engine)
+        self.records: list[tuple[Any, ...]] = []
+        self.lines: list[tuple[Any, ...]] = []
+        self.active: set[Pool] = set()
+        self.pools: dict[int, Pool] = {}
+        self.fleet = Fleet(self.driver, Switchboard(), self.settings, lambda version, id: self._line)
+        self.routes = Routes(self.pool_of)
+        self.invoker = Invoker(self.routes, Gatekeeper(), self.records.append, "node", max_body=1 << 20, monotonic=_now)
+        self.gateway = Gateway(self.invoker, self.active, self._late)
+        self._wanted = VersionConfig(**{"concurrency": 2, "max_instances": 3, "timeout_s": 5, "idle_s": 30, **config})
+        code = self.settings.code_dir("d")
+        code.mkdir(parents=True)
+        (code / "handler.py").write_text("")
+        self.target = self.publish(1)
+
+    def _line(self, invocation: str, header: dict[str, Any], text: bytes) -> None:
+        self.lines.append((invocation, header, text))
+
+    def publish(self, number: int, revision: int = 1) -> Target:
+        """Versions up to `number` exist and `live` leads to it."""
+        function = Function(1, "default", "f", "", "public", "least-loaded", False, {}, 0, 0)
+        versions = {
+            n: Version(n, 1, "default", "f", n, VersionState.READY, None, "d", None, self._wanted, 1, 0, 0)
+            for n in range(1, number + 1)
+        }
+        target = Target(function, {"live": {number: 100}}, versions, revision)
+        self.routes.put(target)
+        return target
+
+    def pool_of(self, target: Target, version: Version) -> Pool:
+        pool = self.pools.get(version.id)
+        if pool is None:
+
+            def wake() -> None:
+                keeper = self.fleet.keeper(version.id)
+                if keeper is not None:
+                    keeper.wake()
+
+            pool = self.pools[version.id] = Pool(version.config.queue, "least-loaded", wake, self.active)
+            self.fleet.keep(version, pool)
+        return pool
+
+    def _late(self, member: Member) -> None:
+        self.fleet.late(member.name)
+
+    async def call(self, path: str = "/ok", answer: Answer | None = None, gone: asyncio.Event | None = None) -> Answer:
+        """One GET through the gateway; `gone` is set when the caller leaves."""
+        answer = answer or Answer()
+
+        async def send(message: Any) -> None:
+            answer.sent.append(message)
+
+        async def receive() -> Any:
+            await (gone or asyncio.Event()).wait()
+            return {"type": "http.disconnect"}
+
+        scope = {
+            "type": "http",
+            "http_version": "1.1",
+            "method": "GET",
+            "scheme": "http",
+            "path": f"/fn/f{path}",
+            "raw_path": f"/fn/f{path}".encode(),
+            "query_string": b"",
+            "headers": [(b"host", b"x")],
+            "client": ("127.0.0.1", 1),
+        }
+        try:
+            await self.gateway(scope, receive, send)
+        except Broken:
+            answer.broken = True
+        return answer
+
+    def balanced(self) -> None:
+        """No slot is held and nothing waits."""
+        assert self.invoker.in_flight == 0
+        for pool in self.pools.values():
+            assert (pool.in_flight, pool.waiting) == (0, 0), pool
+            assert all(member.in_flight == 0 for member in pool.members.values()), pool
+            assert all(member.link.in_flight == 0 for member in pool.members.values()), pool
+
+
+@asynccontextmanager
+async def house(home: Path, **config: Any) -> AsyncIterator[House]:
+    """A house with its ticker running; at the end it is stopped and nothing may be left of it."""
+    made = House(home, **config)
+    made.fleet.start()
+    ticking = asyncio.get_running_loop().create_task(_ticks(made.gateway))
+    try:
+        yield made
+    finally:
+        ticking.cancel()
+        made.driver.mend()
+        await made.fleet.stop(1.0)
+    made.balanced()
+    await made.fleet.sweep()
+    assert made.engine.instances == {}, "an instance was left behind"
+    assert list((made.settings.run_dir / "i").glob("*")) == [], "an instance left files behind"
+
+
+async def _ticks(gateway: Gateway) -> None:
+    """The gateway's ticker, in the loop's time instead of the machine's."""
+    loop = asyncio.get_running_loop()
+    now = loop.time()
+    while True:
+        await asyncio.sleep(0.02)
+        before, now = now, loop.time()
+        gateway.tick(now, now - before)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
