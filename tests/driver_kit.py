@@ -1,4 +1,7 @@
-"""What the driver suites share: one tiny program that behaves as its code directory says, as a shim and as a fake."""
+"""What the driver suites share: one tiny program that behaves as its code directory says, as a shim and as a fake.
+
+As process 1 of a container it reaps as the real shim does, with the real shim's own code.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from headrace.drivers.docker_engine import DockerDriver
 from headrace.drivers.process import ProcessDriver
 from headrace.errors import BuildFailed
 from headrace.model import Network
+from headrace.resources import share
 from headrace.settings import Settings
 
 Kind = Literal["fake", "process", "docker"]
@@ -26,6 +30,9 @@ NO_SUCH_REQUIREMENT = "idna==99.0"
 
 SHIM = """
 import os, socket, sys, time
+if os.getpid() == 1:
+    import init
+    init.supervise()
 code = os.environ["HEADRACE_CODE"]
 behaviour = open(code + "/behaviour").read()
 if behaviour == "crash":
@@ -99,6 +106,7 @@ class Kit:
         shim = self.home / "shim" / "headrace_shim"
         shim.mkdir(parents=True)
         (shim / "__main__.py").write_text(SHIM)
+        shutil.copy(share("runtime-images") / "python" / "headrace_shim" / "init.py", shim)
 
     def driver(self) -> Driver:
         """A new driver object on the same engine and home."""

@@ -103,8 +103,6 @@ def _explain_answer(error: APIError) -> str:
         )
     if isinstance(error, ImageNotFound):
         return f"an image is missing ({text}). Start Headrace again: it gets the image first."
-    if "docker-init" in text:
-        return "the Docker engine has no docker-init. Install it (Debian, Ubuntu: `apt-get install tini`)."
     if "executable file not found" in text or ("no such file or directory" in text and "exec" in text):
         return f"the image does not hold the program to run ({text}). Correct HEADRACE_BASE_IMAGE_PYTHON."
     return f"the Docker engine refused: {text}."

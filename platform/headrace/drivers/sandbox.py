@@ -147,7 +147,6 @@ def _host_config(memory_mb: int, tmp_mb: int, processes: int, mounts: list[dict[
             {"Name": "core", "Soft": 0, "Hard": 0},
         ],
         "IpcMode": "private",
-        "Init": True,  # reaps what a function leaves behind, and signals mean what they mean elsewhere
         "LogConfig": {"Type": "local", "Config": {"max-size": "1m", "max-file": "1", "compress": "false"}},
     }
 
