@@ -172,13 +172,8 @@ class House:
     def pool_of(self, target: Target, version: Version) -> Pool:
         pool = self.pools.get(version.id)
         if pool is None:
-
-            def wake() -> None:
-                keeper = self.fleet.keeper(version.id)
-                if keeper is not None:
-                    keeper.wake()
-
-            pool = self.pools[version.id] = Pool(version.config.queue, "least-loaded", wake, self.active)
+            pool = Pool(version.config.queue, "least-loaded", self.active)
+            self.pools[version.id] = pool
             self.fleet.keep(version, pool)
         return pool
 

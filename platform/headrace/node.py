@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from functools import partial
 from typing import Any
 
 from headrace import errors
@@ -160,17 +159,11 @@ class Node:
     def _pool_of(self, target: Target, version: Version) -> Pool:
         pool = self._pools.get(version.id)
         if pool is None:
-            wake = partial(self._demand, version.id)
-            pool = Pool(version.config.queue, target.function.balancing, wake, self._active)
+            pool = Pool(version.config.queue, target.function.balancing, self._active)
             self._pools[version.id] = pool
             keeper = self._fleet.keep(version, pool)
             keeper.in_traffic = any(version.number in traffic for traffic in target.aliases.values())
         return pool
-
-    def _demand(self, version_id: int) -> None:
-        keeper = self._fleet.keeper(version_id)
-        if keeper is not None:
-            keeper.wake()
 
     def _keeper(self, target: Target, version: Version) -> Keeper:
         return self._fleet.keep(version, self._pool_of(target, version))

@@ -81,7 +81,7 @@ class House:
         version = Version(1, 1, "default", "f", 1, VersionState.READY, None, "d", layer, wanted, 1, 0, 0)
         self.yard = Yard()
         self.active: set[Pool] = set()
-        self.pool = Pool(wanted.queue, "least-loaded", self._news, self.active)
+        self.pool = Pool(wanted.queue, "least-loaded", self.active)
         yard: Any = self.yard
         self.keeper = Keeper(version, self.pool, yard, self.yard.obtain, Clock())
         self.ticker = asyncio.ensure_future(self._tick())
@@ -93,9 +93,6 @@ class House:
             for pool in list(self.active):
                 pool.sample(0.02)
                 pool.rest()
-
-    def _news(self) -> None:
-        self.keeper.wake()
 
     def now(self) -> float:
         return asyncio.get_running_loop().time()

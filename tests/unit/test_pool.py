@@ -24,7 +24,8 @@ class Desk:
     def __init__(self, queue: int = 100) -> None:
         self.news = 0
         self.active: set[Pool] = set()
-        self.pool = Pool(queue, "least-loaded", self._told, self.active)
+        self.pool = Pool(queue, "least-loaded", self.active)
+        self.pool.on_demand = self._told
 
     def _told(self) -> None:
         self.news += 1
@@ -217,7 +218,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pool = Pool(8, "least-loaded", lambda: None, set())
+        self.pool = Pool(8, "least-loaded", set())
         self.held: list[Member] = []
         self.members: list[Member] = []
         self.waiting: list[tuple[Waiter, list[Any]]] = []

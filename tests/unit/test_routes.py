@@ -47,7 +47,7 @@ def _target(
 
 
 def _routes(*targets: Target) -> Routes:
-    routes = Routes(lambda target, version: Pool(1, "least-loaded", lambda: None, set()))
+    routes = Routes(lambda target, version: Pool(1, "least-loaded", set()))
     for target in targets:
         routes.put(target)
     return routes

@@ -36,6 +36,7 @@ class Keeper:
     def __init__(self, version: Version, pool: Pool, yard: Yard, obtain: Obtain, clock: Clock) -> None:
         self.version = version
         self.pool = pool
+        pool.on_demand = self.wake
         self.in_traffic = False  # an alias points here, so min_instances counts
         self._yard = yard
         self._obtain = obtain  # a loaded instance of the version, from the shelf or newly launched

@@ -45,6 +45,7 @@ class Pool(Protocol):
     """The slots of one version."""
 
     in_flight: int
+    on_demand: Callable[[], None]
 
     @property
     def members(self) -> Mapping[str, Member]: ...

@@ -29,6 +29,10 @@ _MOST_EJECT_S = 60.0
 Settle = Callable[["Member | errors.HeadraceError"], None]
 
 
+def _nobody_listens() -> None:
+    """A pool without a keeper."""
+
+
 class Member:
     """One instance in the pool. `in_flight` never exceeds `capacity`; the pool alone changes it."""
 
@@ -86,12 +90,12 @@ class Waiter:
 
 
 class Pool:
-    """`on_demand` is called when a call begins to wait and when a draining member has ended its last one.
+    """Its keeper listens at `on_demand`: a call begins to wait, or a draining member has ended its last one.
 
     A pool with calls adds itself to `active`; whoever sweeps that set takes idle ones out by `rest`.
     """
 
-    def __init__(self, queue: int, balancing: Balancing, on_demand: Callable[[], None], active: set[Pool]) -> None:
+    def __init__(self, queue: int, balancing: Balancing, active: set[Pool]) -> None:
         self.queue = queue
         self.members: dict[str, Member] = {}
         self.in_flight = 0
@@ -100,7 +104,7 @@ class Pool:
         self._resting = True
         self._area = 0.0  # calls in flight and waiting, integrated over seconds, since `observe`
         self._ejected: list[Member] = []
-        self._on_demand = on_demand
+        self.on_demand: Callable[[], None] = _nobody_listens
         self._pick: balance.Policy[Member] = balance.policy(balancing)
         self._available: list[Member] = []  # members with a free slot, in no order
         self._waiters: OrderedDict[Waiter, None] = OrderedDict()
@@ -159,7 +163,7 @@ class Pool:
             )
         self._waiters[waiter] = None
         self._wake()
-        self._on_demand()
+        self.on_demand()
 
     def forget(self, waiter: Waiter) -> None:
         """The call behind `waiter` is gone. Does nothing when it was settled before."""
@@ -177,7 +181,7 @@ class Pool:
         if not member.in_flight:
             member.idle_since = now
             if member.draining:
-                self._on_demand()
+                self.on_demand()
 
     def join(self, link: Link, capacity: int, cpus: float, start_ms: float, now: float) -> Member:
         """A new instance is ready: it takes waiters at once."""
@@ -190,7 +194,7 @@ class Pool:
         member.draining = True
         self._withdraw(member)
         if not member.in_flight:
-            self._on_demand()
+            self.on_demand()
 
     def freeze(self, member: Member) -> bool:
         """Take an idle member out of reach, to be paused; False when it is not idle any more."""
@@ -210,7 +214,7 @@ class Pool:
         member.draining = True
         self._withdraw(member)
         self.members.pop(member.name, None)
-        self._on_demand()
+        self.on_demand()
 
     def shut(self, error: errors.HeadraceError, until: float) -> None:
         """Fail fast: no instance can start. Waiters get `error` now, newcomers until `until` (monotonic)."""
