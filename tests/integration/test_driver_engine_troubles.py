@@ -34,6 +34,10 @@ IMAGE_MISSING = (404, {"message": "No such image: headrace-python"})
 DISK_FULL = (500, {"message": "mkdir /var/lib/docker/overlay2/x: no space left on device"})
 
 
+def network(id: str, icc: str = "false") -> dict[str, Any]:
+    return {"Id": id, "Name": "headrace-egress", "Options": {"com.docker.network.bridge.enable_icc": icc}}
+
+
 class PlayedEngine(socketserver.ThreadingUnixStreamServer):
     """Answers `VERB path` as scripted; the last answer of a script repeats. `None` instead of one: silence."""
 
@@ -99,7 +103,7 @@ def home() -> Iterator[Path]:
 def played(home: Path) -> Iterator[PlayedEngine]:
     with PlayedEngine(str(home / "engine.sock")) as server:
         server.script("GET /version", (200, {"ApiVersion": "1.41"}))
-        server.script("GET /networks", (200, [{"Id": "n1", "Name": "headrace-egress"}]))
+        server.script("GET /networks", (200, [network("n1")]))
         server.script("GET /containers/json", (200, []))
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -169,6 +173,23 @@ async def test_the_disk_of_the_engine_is_full(settings: Settings, played: Played
 async def test_an_engine_that_can_not_limit_is_refused(settings: Settings, played: PlayedEngine) -> None:
     played.script("GET /info", (200, {"MemoryLimit": False, "PidsLimit": True, "CpuCfsQuota": True}))
     assert "can't enforce memory limits" in await refusal(settings, lambda driver: driver.check())
+
+
+async def test_a_network_that_joins_instances_is_refused(settings: Settings, played: PlayedEngine) -> None:
+    played.script("GET /networks", (200, [network("n1", icc="true")]))
+    assert "docker network rm headrace-egress" in await refusal(settings, lambda driver: driver.prepare("python"))
+
+
+async def test_of_networks_made_at_the_same_moment_one_stays(settings: Settings, played: PlayedEngine) -> None:
+    played.script("GET /networks", (200, []), (200, [network("n2"), network("n1")]))
+    played.script("POST /networks/create", (201, {"Id": "n2"}))
+    played.script("DELETE /networks/n2", (204, ""))
+    played.script(f"GET /images/{images.image_name(settings, 'python')}/json", (200, {"Id": "x"}))
+    driver = DockerDriver(settings)
+    await driver.prepare("python")
+    await driver.close()
+    assert "DELETE /networks/n2" in played.asked
+    assert "DELETE /networks/n1" not in played.asked
 
 
 async def test_a_container_that_can_not_start_is_removed(settings: Settings, played: PlayedEngine) -> None:

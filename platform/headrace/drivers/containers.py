@@ -35,9 +35,15 @@ def ensure_network(client: APIClient) -> None:
         except APIError as error:
             if error.status_code != _CONFLICT:
                 raise
-    for surplus in _networks(client)[1:]:
+    network, *surplus = _networks(client)
+    for item in surplus:
         with contextlib.suppress(APIError):
-            client.remove_network(surplus)
+            client.remove_network(item["Id"])
+    if not sandbox.EGRESS_OPTIONS.items() <= network["Options"].items():
+        raise EngineUnavailable(
+            f"the network {sandbox.EGRESS_NETWORK} was not made by Headrace and lets instances reach each other. "
+            f"Remove it: `docker network rm {sandbox.EGRESS_NETWORK}`."
+        )
 
 
 def create_and_start(client: APIClient, name: str, config: dict[str, Any]) -> bool:
@@ -179,6 +185,6 @@ def statuses(client: APIClient, home_tag: str) -> list[InstanceStatus]:
     return found
 
 
-def _networks(client: APIClient) -> list[str]:
+def _networks(client: APIClient) -> list[dict[str, Any]]:
     found = client.networks(names=[sandbox.EGRESS_NETWORK])
-    return sorted(item["Id"] for item in found if item["Name"] == sandbox.EGRESS_NETWORK)
+    return sorted((item for item in found if item["Name"] == sandbox.EGRESS_NETWORK), key=lambda item: str(item["Id"]))

@@ -89,13 +89,11 @@ def explain(error: BaseException, socket: str) -> str:
         )
     if any(isinstance(cause, requests.Timeout) for cause in causes):
         return f"the Docker engine did not answer within {_TIMEOUT_S} s. Look at its log and at the machine's load."
-    if isinstance(error, APIError):
-        return _explain_answer(error)
-    return f"the Docker engine at {socket} can't be used ({error}). Check it with `docker info`."
+    return _explain_answer(error, socket)
 
 
-def _explain_answer(error: APIError) -> str:
-    text = str(error.explanation or error)
+def _explain_answer(error: BaseException, socket: str) -> str:
+    text = str((isinstance(error, APIError) and error.explanation) or error)
     if "no space left" in text.lower():
         return (
             "the disk of the Docker engine is full. Free some space (`docker system df` shows what it holds, "
@@ -105,7 +103,9 @@ def _explain_answer(error: APIError) -> str:
         return f"an image is missing ({text}). Start Headrace again: it gets the image first."
     if "executable file not found" in text or ("no such file or directory" in text and "exec" in text):
         return f"the image does not hold the program to run ({text}). Correct HEADRACE_BASE_IMAGE_PYTHON."
-    return f"the Docker engine refused: {text}."
+    if isinstance(error, APIError):
+        return f"the Docker engine refused: {text}."
+    return f"the Docker engine at {socket} can't be used ({text}). Check it with `docker info`."
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
