@@ -147,7 +147,15 @@ class House:
         self.pools: dict[int, Pool] = {}
         self.fleet = Fleet(self.driver, Switchboard(), self.settings, lambda version, id: self._line)
         self.routes = Routes(self.pool_of)
-        self.invoker = Invoker(self.routes, Gatekeeper(), self.records.append, "node", max_body=1 << 20, monotonic=_now)
+        self.invoker = Invoker(
+            self.routes,
+            Gatekeeper(),
+            self.records.append,
+            "node",
+            max_body=1 << 20,
+            look_again=self._look_again,
+            monotonic=_now,
+        )
         self.gateway = Gateway(self.invoker, self.active, self._late)
         self._wanted = VersionConfig(**{"concurrency": 2, "max_instances": 3, "timeout_s": 5, "idle_s": 30, **config})
         code = self.settings.code_dir("d")
@@ -176,6 +184,9 @@ class House:
             self.pools[version.id] = pool
             self.fleet.keep(version, pool)
         return pool
+
+    async def _look_again(self, function_id: int) -> bool:
+        return False
 
     def _late(self, member: Member) -> None:
         self.fleet.late(member.name)

@@ -44,6 +44,8 @@ _ANNOUNCE_S = 5.0
 _POLL_S = 5.0
 _GAUGE_S = 1.0
 _WARM_S = 60.0
+_LOOK_AGAIN_S = 0.2
+_MOST_LOOKED = 10_000
 
 
 class Switchboard:
@@ -74,7 +76,12 @@ class Node:
         self._routes = Routes(self._pool_of)
         self._gatekeeper = Gatekeeper()
         self._invoker = Invoker(
-            self._routes, self._gatekeeper, self._recorder.invocation, id, max_body=settings.max_body_mb << 20
+            self._routes,
+            self._gatekeeper,
+            self._recorder.invocation,
+            id,
+            max_body=settings.max_body_mb << 20,
+            look_again=self._look_again,
         )
         self._gateway = Gateway(self._invoker, self._active, self._late, settings.base_domain)
         self._peer = PeerServer(
@@ -90,13 +97,19 @@ class Node:
         )
         self._tasks = Tasks()
         self._refreshing: dict[int, asyncio.Lock] = {}
+        self._looked: dict[int, float] = {}
         self._revision = 0
         self._started_at = clock.now()
 
     # -- life
 
     async def start(self) -> None:
-        """Load the routes, take back running instances, listen. Raises `OSError` when the port is taken."""
+        """Load the routes, take back running instances, listen. Raises `OSError` when the port is taken.
+
+        The node is known to its pokers before it reads, so no change can fall between its reading and its listening.
+        """
+        await self._peer.start()
+        await self._announce_once()
         self._revision = await self._functions.revision()
         for target in await self._functions.targets():
             self._put(target)
@@ -105,8 +118,6 @@ class Node:
         await self._fleet.recover(self._keeper_of)
         self._fleet.start()
         await self._gateway.start(self._settings.host, self._settings.port)
-        await self._peer.start()
-        await self._announce_once()
         for name, work in (
             ("recorder", self._recorder.run()),
             ("announce", self._announce()),
@@ -189,6 +200,17 @@ class Node:
         if not self._refreshing[function_id].locked():
             self._refreshing.pop(function_id, None)
         return target
+
+    async def _look_again(self, function_id: int) -> bool:
+        """A call asked for what this node does not know of a function: read it, at most a few times a second."""
+        now = self._clock.monotonic()
+        if now - self._looked.get(function_id, -_LOOK_AGAIN_S) < _LOOK_AGAIN_S:
+            return False
+        if len(self._looked) > _MOST_LOOKED:
+            self._looked.clear()
+        self._looked[function_id] = now
+        before = self._routes.target(function_id)
+        return before != await self._refresh(function_id)
 
     # -- what runs beside the calls
 

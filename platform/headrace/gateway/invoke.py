@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from itertools import count
 from typing import Any
 
@@ -35,7 +35,8 @@ _WHOLE: dict[str, Any] = {}
 class Invoker:
     """Serves calls. `record` gets one tuple per call, in the field order of `model.Invocation`.
 
-    `max_body` is in bytes. `monotonic` is the event loop's time, read more finely than the loop itself tells it.
+    `max_body` is in bytes. `look_again` reads a function from its source and tells whether it had changed. `monotonic`
+    is the event loop's time, read more finely than the loop itself tells it.
     """
 
     def __init__(
@@ -46,12 +47,14 @@ class Invoker:
         node: str,
         *,
         max_body: int,
+        look_again: Callable[[int], Awaitable[bool]],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.routes = routes
         self.gatekeeper = gatekeeper
         self.max_body = max_body
         self.monotonic = monotonic
+        self._look_again = look_again
         self.in_flight = 0
         self._record = record
         self._node = node
@@ -67,7 +70,7 @@ class Invoker:
         call = Call(self.new_id(), scope["method"], rest, self.monotonic)
         self.in_flight += 1
         try:
-            route = self.routes.lookup(spelling)
+            route = await self.route(spelling)
             call.prefix = route.prefix
             self.gatekeeper.check(route, scope["headers"])
             runnable = call.runnable = route.choose(affinity(scope) if route.chooses else None)
@@ -86,6 +89,16 @@ class Invoker:
         finally:
             self.in_flight -= 1
             self.settle(call)
+
+    async def route(self, spelling: str) -> Route:
+        """The route of `spelling`. A version or alias that is not known (yet) is looked for once more at its source."""
+        try:
+            return self.routes.lookup(spelling)
+        except errors.NotFound:
+            function_id = self.routes.function_id(spelling)
+            if function_id is None or not await self._look_again(function_id):
+                raise
+        return self.routes.lookup(spelling)
 
     # -- slots
 

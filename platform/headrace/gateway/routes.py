@@ -113,10 +113,15 @@ class Routes:
             self._spelt.setdefault(route.function.id, []).append(spelling)
         return route
 
+    def function_id(self, spelling: str) -> int | None:
+        """The function that `spelling` names, whatever it asks of it; None for an unknown one."""
+        name, _, namespace = spelling.partition("@")[0].partition(".")
+        return self._ids.get((namespace or DEFAULT_NAMESPACE, name))
+
     def _resolve(self, spelling: str) -> Route:
         place, _, which = spelling.partition("@")
-        name, _, namespace = place.partition(".")
-        id = self._ids.get((namespace or DEFAULT_NAMESPACE, name))
+        name = place.partition(".")[0]
+        id = self.function_id(spelling)
         if id is None or spelling.endswith(("@", ".")):
             raise errors.NotFound(f"there is no function {place[:130]!r}: check the name, or deploy it.")
         target = self._targets[id]

@@ -29,7 +29,7 @@ async def serve(invoker: Invoker, scope: Scope, receive: Receive, send: Send, *,
     invoker.in_flight += 1
     try:
         await receive()  # websocket.connect
-        route = invoker.routes.lookup(spelling)
+        route = await invoker.route(spelling)
         call.prefix = route.prefix
         invoker.gatekeeper.check(route, scope["headers"])
         call.runnable = route.choose(affinity(scope) if route.chooses else None)
