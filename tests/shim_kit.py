@@ -109,6 +109,8 @@ class Connection:
         self._writer = writer
         self._streams: dict[int, Stream] = {}
         self._number = 0
+        self._may_read = asyncio.Event()
+        self._may_read.set()
         self.ended = asyncio.Event()
         self.instance = Stream(self, 0)
         self._streams[0] = self.instance
@@ -117,6 +119,7 @@ class Connection:
         decoder = wire.Decoder()
         try:
             while data := await self._reader.read(1 << 16):
+                await self._may_read.wait()
                 for frame in decoder.feed(data):
                     if frame.stream in self._streams:
                         self._streams[frame.stream].arrived(frame)
@@ -134,6 +137,13 @@ class Connection:
 
     def close(self) -> None:
         self._writer.close()
+
+    def pause(self) -> None:
+        """Read no more, as a node that cannot keep up; the socket fills."""
+        self._may_read.clear()
+
+    def resume(self) -> None:
+        self._may_read.set()
 
     def open(self) -> Stream:
         """A stream with a number of its own; its CALL is not sent yet."""

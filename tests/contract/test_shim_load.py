@@ -73,8 +73,8 @@ async def test_path_is_code_then_layer_then_python(tmp_path: Path) -> None:
         path, cwd, where = (await shim.call()).json()
 
         assert path[:2] == [str(shim.code), str(shim.layer)]
-        assert all(entry.startswith("/usr") or "lib/python3" in entry for entry in path[2:])
-        assert not any("headrace_shim" in entry or "site-packages" in entry for entry in path)
+        assert path[2:]
+        assert all("python3" in entry and "-packages" not in entry for entry in path[2:])
         assert (cwd, where) == (str(shim.code), "code")
 
 

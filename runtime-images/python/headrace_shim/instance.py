@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 DIAL_EVERY_S = 0.2
 LOST_AFTER_S = 60.0  # without a node, an instance exits
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 FLUSH_S = 5.0  # longest wait, at the end, for the node to take the last bytes
 
 
@@ -37,7 +38,7 @@ class Instance:
         self._lost_at = 0.0
         self._draining = False
         self._finished = False
-        os.register_at_fork(after_in_child=self._forked)
+        os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals, after_in_child=self._forked)
 
     def hello(self, kind: str | None = None) -> bytes:
         """The HELLO frame; `kind` once the code is loaded."""
@@ -51,11 +52,10 @@ class Instance:
     def serve(self, app: App, link: Link) -> None:
         """Run the calls of `app` that arrive on `link` and its successors, until drained."""
         self._app = app
-        loop = self.loop
-        loop.set_exception_handler(self._complain)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.drain)
-        loop.call_soon(self._adopt, link)
+        self.loop.set_exception_handler(self._complain)
+        for number in STOP_SIGNALS:
+            signal.signal(number, lambda *_: self.loop.call_soon_threadsafe(self.drain))
+        self.loop.call_soon(self._adopt, link)
         while not self._finished:
             self._run()
 
@@ -96,8 +96,8 @@ class Instance:
         self._dialled_at = time.monotonic()
         link = dial(self.socket_path)
         if link is not None:
+            link.send(self.hello(self._app.kind))  # before anyone else can send
             self._adopt(link)
-            link.send(self.hello(self._app.kind))
         elif self._dialled_at - self._lost_at > LOST_AFTER_S:
             os._exit(1)
         else:
@@ -160,3 +160,15 @@ class Instance:
         self.log.forget()
         self.loop._ready.clear()
         self.loop.call_soon(os._exit, 0)
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        _release_signals()
+
+
+def _hold_signals() -> None:
+    """While forking: a signal that reaches the child early, while it still has our handlers, would be lost."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+
+def _release_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

@@ -17,7 +17,7 @@ from typing import Any
 
 from . import logs, wire
 from .errors import describe
-from .instance import DIAL_EVERY_S, LOST_AFTER_S, Instance
+from .instance import DIAL_EVERY_S, LOST_AFTER_S, STOP_SIGNALS, Instance
 from .link import Link, dial
 from .load import load
 
@@ -30,7 +30,7 @@ def main() -> None:
     instance_id = os.environ.pop("HEADRACE_INSTANCE")
     code = os.environ.pop("HEADRACE_CODE")
     layer = os.environ.pop("HEADRACE_LAYER", None)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: os._exit(0))  # nothing runs yet
     faulthandler.enable()
     sys.modules["__main__"] = ModuleType("__main__")  # the user's, as if nobody else were here
@@ -60,8 +60,8 @@ def _wait_for_load(instance: Instance) -> tuple[Link, dict[str, Any]]:
         dialled_at = time.monotonic()
         link = dial(instance.socket_path)
         if link is not None:
-            instance.link = link
             link.send(instance.hello())
+            instance.link = link
             spec = _read_load(link)
             if spec is not None:
                 return link, spec
