@@ -49,6 +49,12 @@ def zipped(files: Mapping[str, str | bytes]) -> bytes:
     return packed.getvalue()
 
 
+def instance(state: str, in_flight: int, **changes: Any) -> dict[str, Any]:
+    """One of the instances in a node's status."""
+    own = {"id": f"i{state}{in_flight}", "state": state, "version_id": 1, "in_flight": in_flight, "memory_mb": 128}
+    return {**own, "namespace": "default", "function": "hello", "version": 1, **changes}
+
+
 class NotedNode:
     """A node's side of the conversation: answers as told, and notes every question."""
 
@@ -85,7 +91,18 @@ _ANSWERS: dict[str, dict[str, Any]] = {
     "refresh_tokens": {},
     "warm": {"ready": True},
     "probe": {"kind": "handler", "ms": 3.0},
-    "status": {"id": NODE, "recovery": {"adopted": 1, "shelved": 0, "removed": 2}},
+    "status": {
+        "id": NODE,
+        "url": "http://127.0.0.1:7780",
+        "started_at": 1769860800.0,
+        "functions": 1,
+        "in_flight": 0,
+        "dropped_invocations": 0,
+        "dropped_lines": 0,
+        "waiting": 2,
+        "memory_mb": {"limit": 4096, "reserved": 256},
+        "recovery": {"adopted": 1, "shelved": 0, "removed": 2},
+    },
     "metrics": {"text": "headrace_test 1\n"},
 }
 

@@ -16,8 +16,8 @@ BASE = "/v1/functions/hello"
 
 
 @pytest.fixture
-async def w(tmp_path: Path) -> AsyncIterator[World]:
-    async with world(tmp_path) as made:
+async def w(tmp_path: Path, database_url: str) -> AsyncIterator[World]:
+    async with world(tmp_path, url=database_url) as made:
         for number in (1, 2):
             await made.ready(text=f"def handler(event, context):\n    return {number}\n")
         yield made

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from control_kit import World, world
+from control_kit import World, instance, world
 from headrace.model import Invocation
 
 
 @pytest.fixture
-async def w(tmp_path: Path) -> AsyncIterator[World]:
-    async with world(tmp_path) as made:
+async def w(tmp_path: Path, database_url: str) -> AsyncIterator[World]:
+    async with world(tmp_path, url=database_url) as made:
         yield made
 
 
@@ -87,16 +87,36 @@ async def test_the_last_error_is_shown(w: World) -> None:
     assert (error["invocation"], error["outcome"], error["type"]) == ("a2", "timeout", None)
 
 
+async def test_a_list_tells_each_function_its_own(w: World) -> None:
+    await w.live()
+    await w.live("other")
+    await w.ready("quiet")
+    now = w.clock.now()
+    rows = [
+        failed("a1", now - 30),
+        failed("a2", now - 20),
+        failed("b1", now - 10, function="other"),
+        failed("b2", now - 5, function="other", status=200, outcome="ok", error=None),
+        failed("c1", now - 1, namespace="elsewhere"),
+    ]
+    await w.services.records.append(rows, [], [])
+    page = (await w.http.get("/v1/functions")).json()["items"]
+    shown = {
+        item["name"]: (item["live_version"], item["last_error"] and item["last_error"]["invocation"]) for item in page
+    }
+    assert shown == {"hello": (1, "a2"), "other": (1, "b1"), "quiet": (None, None)}
+
+
 async def test_instances_are_counted_over_the_nodes(w: World) -> None:
     await w.live()
-    own = {"namespace": "default", "function": "hello", "version": 1}
     w.node.instances = [
-        {**own, "state": "ready", "in_flight": 3},
-        {**own, "state": "ready", "in_flight": 1},
-        {**own, "state": "creating", "in_flight": 0},
-        {**own, "state": "draining", "in_flight": 2},
-        {**own, "function": "other", "state": "ready", "in_flight": 9},
-        {"namespace": None, "function": None, "version": None, "state": "ready", "in_flight": 0},
+        instance("ready", 3),
+        instance("ready", 1),
+        instance("creating", 0),
+        instance("draining", 2),
+        instance("ready", 9, function="other"),
+        instance("ready", 9, namespace="other"),
+        instance("starting", 0, namespace=None, function=None, version=None),
     ]
     shown = (await w.http.get("/v1/functions/hello")).json()["instances"]
     assert shown == {"ready": 2, "starting": 1, "draining": 1, "in_flight": 6}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import astuple, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ LINE = LogLine(0.0, "default", "hello", 1, "c1", "i1", "stdout", "INFO", "hello"
 
 
 @pytest.fixture
-async def w(tmp_path: Path) -> AsyncIterator[World]:
-    async with world(tmp_path) as made:
+async def w(tmp_path: Path, database_url: str) -> AsyncIterator[World]:
+    async with world(tmp_path, url=database_url) as made:
         await made.live()
         yield made
 
@@ -179,15 +180,14 @@ async def test_metrics_in_total_as_series_and_by_version(w: World) -> None:
     assert (await w.http.get(f"{BASE}/metrics")).json()["versions"] is None
 
 
-@pytest.mark.parametrize("window", ["1s", "10s", "5m", "1h", "24h", "7d", "99999d"])
-@pytest.mark.parametrize("step_s", [10, 60, 86_400])
-async def test_any_window_has_an_answer_of_bounded_length(w: World, window: str, step_s: int) -> None:
-    answer = await w.http.get(f"{BASE}/metrics", params={"window": window, "step_s": step_s})
-    assert answer.status_code == 200, answer.text
-    shown = answer.json()
-    assert 1 <= len(shown["series"]) <= 1441
-    assert shown["step_s"] >= step_s
-    assert shown["step_s"] % SLOT_S == 0
+async def test_any_window_has_an_answer_of_bounded_length(w: World) -> None:
+    for window, step_s in product(["1s", "10s", "5m", "1h", "24h", "7d", "99999d"], [10, 60, 86_400]):
+        answer = await w.http.get(f"{BASE}/metrics", params={"window": window, "step_s": step_s})
+        assert answer.status_code == 200, answer.text
+        shown = answer.json()
+        assert 1 <= len(shown["series"]) <= 1441
+        assert shown["step_s"] >= step_s
+        assert shown["step_s"] % SLOT_S == 0
 
 
 @pytest.mark.parametrize(

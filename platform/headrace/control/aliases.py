@@ -44,7 +44,7 @@ _MOVE: JsonDict = {"alias": "live", "generation": 8, "traffic": {"4": 100}, "pre
 class PublishIn(Body):
     """Lead an alias to one version."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"version": 4, "alias": "live", "if_generation": 7}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"version": 1, "alias": "live", "if_generation": 0}]})
 
     version: int = Field(ge=1, le=LARGEST_ID, description="A version whose state is `ready`.")
     alias: str = Field(LIVE, pattern=NAME_PATTERN, description="`live` is the one that plain URLs use.")
@@ -54,7 +54,7 @@ class PublishIn(Body):
 class RollbackIn(Body):
     """Lead an alias back."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"alias": "live", "to": 3}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"alias": "live", "to": None}]})
 
     alias: str = Field(LIVE, pattern=NAME_PATTERN, description="`live` is the one that plain URLs use.")
     to: int | None = Field(None, ge=1, le=LARGEST_ID, description="A version; null: the traffic before the last move.")
@@ -65,7 +65,7 @@ class TrafficIn(Body):
     """Split an alias between versions."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"traffic": {"3": 90, "4": 10}, "if_generation": 8}]},
+        json_schema_extra={"examples": [{"traffic": {"1": 90, "2": 10}}]},
     )
 
     traffic: dict[VersionKey, Weight] = Field(
@@ -141,6 +141,16 @@ async def publish(platform: Platform, caller: Caller, name: FunctionName, namesp
     return _move_out(move)
 
 
+@router.put("/functions/{name}/aliases/{alias}", summary="Split traffic", **_MOVES)
+async def put_alias(
+    *, platform: Platform, caller: Caller, name: FunctionName, alias: AliasName, namespace: Namespace, body: TrafficIn
+) -> Any:
+    """Split an alias between versions by weight; makes the alias if it is new."""
+    traffic = check_traffic({int(number): weight for number, weight in body.traffic.items()})
+    move = await platform.publisher.split(namespace, name, alias, traffic, body.if_generation, actor=caller.name)
+    return _move_out(move)
+
+
 @router.post("/functions/{name}/rollback", summary="Roll back", **_MOVES)
 async def rollback(
     platform: Platform, caller: Caller, name: FunctionName, namespace: Namespace, body: RollbackIn = _BACK
@@ -149,16 +159,6 @@ async def rollback(
     move = await platform.publisher.rollback(
         namespace, name, body.alias, body.to, body.if_generation, actor=caller.name
     )
-    return _move_out(move)
-
-
-@router.put("/functions/{name}/aliases/{alias}", summary="Split traffic", **_MOVES)
-async def put_alias(
-    *, platform: Platform, caller: Caller, name: FunctionName, alias: AliasName, namespace: Namespace, body: TrafficIn
-) -> Any:
-    """Split an alias between versions by weight; makes the alias if it is new."""
-    traffic = check_traffic({int(number): weight for number, weight in body.traffic.items()})
-    move = await platform.publisher.split(namespace, name, alias, traffic, body.if_generation, actor=caller.name)
     return _move_out(move)
 
 

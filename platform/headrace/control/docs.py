@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 _STYLE = Path(__file__).with_name("docs.css")
-_METHODS = ("get", "put", "post", "delete")
+_METHODS = ("put", "post", "get", "delete")
 _REF = "#/components/schemas/"
 _UPLOAD_FIELDS = "-F bundle=@bundle.zip -F config='{\"memory_mb\": 256}'"
 
@@ -202,7 +202,7 @@ def _example(document: Json, schema: Json) -> Any:
 
 
 def curl(document: Json, base: str, method: str, path: str, operation: Json) -> str:
-    """One line of shell that makes this call, with the examples of the document in it."""
+    """Lines of shell that make this call, one per way to send its body, with the examples of the document in it."""
     query = {}
     for parameter in operation.get("parameters", []):
         value = (parameter["schema"].get("examples") or [None])[0]
@@ -215,13 +215,16 @@ def curl(document: Json, base: str, method: str, path: str, operation: Json) -> 
     words.append(shlex.quote(address))
     if operation.get("security"):
         words.append('-H "Authorization: Bearer $TOKEN"')
-    content = operation.get("requestBody", {}).get("content", {})
-    if "multipart/form-data" in content:
-        words.append(_UPLOAD_FIELDS)
-    elif "application/json" in content:
-        example = _example(document, content["application/json"]["schema"])
-        words += ["-H 'Content-Type: application/json'", "-d", shlex.quote(json.dumps(example))]
-    return " ".join(words)
+    line = " ".join(words)
+    bodies = [
+        _UPLOAD_FIELDS if kind == "multipart/form-data" else _json_body(_example(document, described["schema"]))
+        for kind, described in operation.get("requestBody", {}).get("content", {}).items()
+    ]
+    return "\n".join(f"{line} {body}" for body in bodies) or line
+
+
+def _json_body(example: Any) -> str:
+    return f"-H 'Content-Type: application/json' -d {shlex.quote(json.dumps(example))}"
 
 
 def _text(markdown: str) -> str:

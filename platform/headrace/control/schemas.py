@@ -75,7 +75,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FunctionName = Annotated[str, Path(pattern=NAME_PATTERN, description="Name of the function.", examples=["hello"])]
 AliasName = Annotated[str, Path(pattern=NAME_PATTERN, description="Name of the alias.", examples=["live"])]
 VersionNumber = Annotated[int, Path(ge=1, le=LARGEST_ID, description="Number of the version.", examples=[1])]
-TokenId = Annotated[int, Path(ge=1, le=LARGEST_ID, description="Id of the token.", examples=[1])]
+TokenId = Annotated[int, Path(ge=1, le=LARGEST_ID, description="Id of the token.", examples=[2])]
 InvocationId = Annotated[
     str, Path(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="Id from `Headrace-Invocation`.", examples=["0a1b2c3d4e5f"])
 ]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from datetime import datetime
 from importlib.metadata import version
 from typing import Any, Literal
 
 from fastapi import APIRouter, Depends
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from headrace.control.auth import Guarded, everywhere, needs
 from headrace.control.problems import READS, problems
 from headrace.control.services import Platform, Services
 from headrace.errors import NodeUnavailable, StoreUnavailable
+from headrace.model import InstanceState
 
 router = APIRouter(route_class=Guarded, tags=["system"])
 open_router = APIRouter(tags=["system"])
@@ -46,13 +48,39 @@ class RecoveryOut(BaseModel):
     removed: int = Field(description="Instances that nobody could use.")
 
 
+class InstanceOut(BaseModel):
+    """One sandbox. Without a version it is generic and waits for one."""
+
+    id: str
+    state: InstanceState
+    namespace: str | None
+    function: str | None
+    version: int | None
+    in_flight: int = Field(description="Calls running in it.")
+    memory_mb: int
+
+
+class MemoryOut(BaseModel):
+    """Memory for instances, MiB."""
+
+    limit: int
+    reserved: int = Field(description="The limits of all instances together.")
+
+
 class NodeOut(BaseModel):
     """What a node says about itself."""
 
-    model_config = ConfigDict(extra="allow")
-
-    id: str | None = None
-    recovery: RecoveryOut | None = None
+    id: str
+    url: str = Field(description="Where functions are called.")
+    started_at: datetime
+    functions: int = Field(description="Functions it has routes for.")
+    in_flight: int = Field(description="Calls running now.")
+    dropped_invocations: int = Field(description="Records lost because they could not be written.")
+    dropped_lines: int = Field(description="Log lines lost because they could not be written.")
+    waiting: int = Field(description="Generic instances that wait for a version.")
+    memory_mb: MemoryOut
+    instances: list[InstanceOut]
+    recovery: RecoveryOut
 
 
 class SystemOut(BaseModel):
@@ -85,7 +113,7 @@ async def get_system(platform: Platform) -> Any:
         driver=settings.driver,
         disk=DiskOut(total_bytes=disk.total, free_bytes=disk.free),
         queue=QueueOut(waiting=await platform.queue.waiting()),
-        nodes=[NodeOut(**status) for status in await platform.statuses.get()],
+        nodes=[NodeOut.model_validate(status) for status in await platform.statuses.get()],
     )
 
 

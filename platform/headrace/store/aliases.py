@@ -7,7 +7,7 @@ caller who saw generation 7 can't overwrite what was made after a deletion.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from sqlalchemy import Row, insert, select, update
@@ -107,6 +107,30 @@ class Aliases:
             query = select(tables.aliases).where(c.function_id == function.id).order_by(c.name)
             rows = (await connection.execute(query)).all()
         return [_make_alias(function, row) for row in rows if row.traffic]
+
+    async def named(self, alias: str, function_ids: Collection[int]) -> dict[int, Alias]:
+        """This alias of several functions, by function id; those where it leads nowhere are left out."""
+        a, f = tables.aliases.c, tables.functions.c
+        query = (
+            select(tables.aliases, f.id, f.namespace, f.name.label("function"))
+            .join(tables.functions, f.id == a.function_id)
+            .where(a.function_id.in_(function_ids), a.name == alias)
+        )
+        async with self._database.connect() as connection:
+            rows = (await connection.execute(query)).all()
+        return {
+            row.id: Alias(
+                row.id,
+                row.namespace,
+                row.function,
+                row.name,
+                row.generation,
+                functions.make_traffic(row.traffic),
+                row.moved_at,
+            )
+            for row in rows
+            if row.traffic
+        }
 
     async def history(self, namespace: str, name: str, alias: str, limit: int, cursor: str | None) -> Page[Move]:
         """The moves of the alias, newest first, those before a deletion too. Raises `NotFound`."""

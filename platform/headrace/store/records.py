@@ -11,7 +11,7 @@ the database can't hold is replaced.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, get_args
@@ -155,6 +155,24 @@ class Records:
         async with self._database.connect() as connection:
             row = (await connection.execute(query)).first()
         return None if row is None else _make_invocation(row)
+
+    async def last_errors(self, function_ids: Collection[int]) -> dict[int, Invocation]:
+        """`last_error` of several functions, by function id; those without one are left out."""
+        f, failed = tables.functions.c, tables.invocations.alias("failed")
+        newest = (
+            select(failed.c.seq)
+            .where(failed.c.namespace == f.namespace, failed.c.function == f.name, text(tables.FAILED))
+            .order_by(failed.c.started_at.desc(), failed.c.seq.desc())
+            .limit(1)
+            .correlate(tables.functions)
+            .scalar_subquery()
+        )
+        latest = select(f.id, newest.label("seq")).where(f.id.in_(function_ids)).subquery()
+        query = select(tables.invocations, latest.c.id.label("owner")).join(
+            latest, latest.c.seq == tables.invocations.c.seq
+        )
+        async with self._database.connect() as connection:
+            return {row.owner: _make_invocation(row) for row in await connection.execute(query)}
 
     async def prune(self, before: float, max_bytes: int) -> int:
         """Remove what is older than `before`, then the oldest until the records take about `max_bytes` or less.
