@@ -127,7 +127,7 @@ class Control:
                 yield event
                 if event.kind == "end":
                     return
-        raise Unreachable(f"the stream from {self._settings.control} ended early: try again.")
+        raise Unreachable(f"Headrace at {self._settings.control} ended the stream: try again.")
 
     def _json(self, method: str, path: str, params: Mapping[str, Any], **options: Any) -> Any:
         with self._failures():
@@ -164,6 +164,8 @@ class Control:
             ) from None
         except httpx.TimeoutException:
             raise Unreachable(f"Headrace at {base} took too long to answer: try again; `headrace doctor`.") from None
+        except httpx.RemoteProtocolError:
+            raise Unreachable(f"Headrace at {base} ended its answer early, as when it restarts: try again.") from None
         except httpx.TransportError as error:
             raise Unreachable(f"the connection to Headrace at {base} broke ({error}): try again.") from None
         except httpx.InvalidURL as error:

@@ -112,8 +112,9 @@ def _build(control: Control, deployment: Deployment, version: dict[str, Any], wo
                 raise
             time.sleep(_PAUSE_S)
     if version["state"] != "ready":
-        log = "" if work.kept else "\n".join(tail)
-        raise BuildFailed(f"version {number} of {deployment.name} is {version['state']}: {version['reason']}", log=log)
+        reason = version["reason"] or "somebody has deleted it."
+        log = "" if work.kept else "\n".join(line for line in tail if reason not in line)
+        raise BuildFailed(f"version {number} of {deployment.name} has not become ready: {reason}", log=log)
 
 
 def report(out: Output, result: dict[str, Any]) -> None:

@@ -11,13 +11,14 @@ import os
 import platform
 import resource
 import shutil
+import ssl
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib.metadata import version
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Literal
 
 import httpx
 
@@ -27,8 +28,6 @@ from headrace.cli.output import Output, bytes_text
 from headrace.cli.ports import check_free
 from headrace.cli.uplock import UpLock
 from headrace.errors import HeadraceError
-from headrace.model import Runtime
-from headrace.resources import share
 from headrace.settings import Settings
 
 State = Literal["ok", "warn", "fail"]
@@ -159,21 +158,15 @@ async def _images(settings: Settings) -> Check:
     from headrace.drivers.engine import Engine
     from headrace.drivers.images import image_name
 
-    runtimes: tuple[Runtime, ...] = get_args(Runtime)
-    made = [runtime for runtime in runtimes if (share("runtime-images") / runtime / "base.json").exists()]
-    names = [image_name(settings, runtime) for runtime in made]
+    name = image_name(settings, "python")
     engine = Engine(settings.engine_socket)
     try:
-        missing = [name for name in names if not await engine.call("looking for images", partial(_has, name))]
+        there = await engine.call("looking for images", lambda client: bool(client.images(name=name)))
     finally:
         await engine.close()
-    if missing:
-        return Check("images", "warn", f"missing: {', '.join(missing)}", "`headrace up` gets them, once.")
-    return Check("images", "ok", ", ".join(names))
-
-
-def _has(image: str, client: Any) -> bool:
-    return bool(client.images(name=image))
+    if not there:
+        return Check("images", "warn", f"missing: {name}", "`headrace up` gets it, once.")
+    return Check("images", "ok", name)
 
 
 async def _ports(settings: Settings) -> Check:
@@ -262,12 +255,15 @@ async def _redis(settings: Settings) -> Check:
 
 
 async def _trust(settings: Settings) -> Check:
-    from headrace.drivers.install import python_source
-
-    source = await python_source(settings)
-    if source.ca_bundle is None:
-        return Check("CA bundle", "ok", "none; builds trust what their image trusts")
-    return Check("CA bundle", "ok", f"builds trust {source.ca_bundle}")
+    if not settings.build_ca_bundle:
+        return Check("CA bundle", "ok", "none chosen; builds trust what this machine trusts")
+    bundle = Path(settings.build_ca_bundle)
+    try:
+        certificates = ssl.create_default_context(cafile=bundle).cert_store_stats()["x509_ca"]
+    except (OSError, ssl.SSLError) as error:
+        fix = "set HEADRACE_BUILD_CA_BUNDLE to a readable file of certificates in PEM, or leave it out."
+        return Check("CA bundle", "fail", f"{bundle} cannot be used ({error})", fix)
+    return Check("CA bundle", "ok", f"{bundle}, {certificates} certificates")
 
 
 _CHECKS: dict[str, Checker] = {

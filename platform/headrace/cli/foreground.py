@@ -112,6 +112,7 @@ class Foreground:
         for arguments in calls:
             if await self._unless_asked(self._call(arguments)):
                 return  # it has said why
+        self._out.line("")  # an answer need not end its line
 
     async def _stop(self) -> None:
         if not self._supervisor.started:
@@ -136,10 +137,12 @@ class Foreground:
         tail: deque[str] = deque(maxlen=_TAIL)
 
         def heard(line: str) -> None:
+            if _SECRET.search(line):
+                return  # the admin token is shown at the end, where it is seen
+            line = _LOG_PREFIX.sub("", line)
+            tail.append(line)
             self._keep(line)
-            if not _SECRET.search(line):  # the token is shown at the end, where it is seen
-                tail.append(line)
-                work.step(_LOG_PREFIX.sub("", line))
+            work.step(line)
 
         async with spawned(self._start.command("init"), self._start.environment, heard) as process:
             try:

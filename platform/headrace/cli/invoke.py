@@ -134,19 +134,21 @@ def _check_method(method: str) -> str:
 
 
 def _show(out: Output, answer: httpx.Response, verbose: bool) -> None:
-    platform_error = answer.headers.get("headrace-error")
-    if platform_error is None:
-        _show_body(out, answer)
-    else:
-        out.failure(_explained(answer))
     if verbose:
         _show_facts(out, answer)
-    if answer.status_code < 400:
-        return
-    if platform_error is None:
+    more = f"headrace invocations {answer.headers.get('headrace-invocation')}"
+    if "headrace-error" in answer.headers:
+        error = _explained(answer)
+        out.failure(error)
+        if more in error.detail:
+            return
+    else:
+        _show_body(out, answer)
+        if answer.status_code < 400:
+            return
         out.note(f"The function answered {answer.status_code} {answer.reason_phrase}.", "red")
-    if (id := answer.headers.get("headrace-invocation")) is not None:
-        out.note(f"More about this call: headrace invocations {id}")
+    if "headrace-invocation" in answer.headers:
+        out.note(f"More about this call: {more}")
 
 
 def _explained(answer: httpx.Response) -> errors.HeadraceError:

@@ -62,9 +62,9 @@ def follow(out: Output, control: Control, path: str, filters: dict[str, Any]) ->
             for event in control.events(path, after, **filters):
                 after, pause_s = event.id, 0.0
                 yield event.json()
-        except Unreachable as error:
+        except Unreachable:
             pause_s = min(max(pause_s * 2, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
-            out.note(f"{error.detail} Trying again in {pause_s:g} s.", "yellow")
+            out.note(f"The connection to Headrace is lost; trying again in {pause_s:g} s.", "yellow")
             time.sleep(pause_s)
 
 

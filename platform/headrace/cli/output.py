@@ -34,7 +34,7 @@ class Work:
         if self._status is None:
             self._output.note(text)
         else:
-            self._status.update(visible(text))
+            self._status.update(_first_line(text, self._output.width))
 
     def note(self, text: str) -> None:
         self._output.note(text, "dim")
@@ -49,6 +49,11 @@ class Output:
         self.stderr = stderr
         self.terminal = stdout.isatty()
         self._stderr_terminal = stderr.isatty()
+
+    @property
+    def width(self) -> int:
+        """Columns of the terminal."""
+        return self._err.width
 
     @cached_property
     def _out(self) -> Console:
@@ -105,29 +110,24 @@ class Output:
         print(json.dumps(value, ensure_ascii=False), file=self.stdout, flush=True)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
-        """`rows` under `columns`; the columns named in `right` are aligned right."""
-        if self.terminal:
-            self._rich_table(columns, rows, right)
-            return
-        widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
-        for row in [columns, *rows]:
-            cells = [
-                cell.rjust(width) if column in right else cell.ljust(width)
-                for column, cell, width in zip(columns, row, widths, strict=True)
-            ]
-            self.line("  ".join(cells).rstrip())
+        """`rows` under `columns`; the columns named in `right` are aligned right.
 
-    def _rich_table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> None:
-        from rich import box
-        from rich.table import Table
+        Lines are as long as they are: ids and URLs stay whole, to be copied, and a narrow terminal breaks them.
+        """
+        head, *body = _aligned([columns, *rows], [column in right for column in columns])
+        if not self.terminal:
+            for cells in (head, *body):
+                self.line("  ".join(cells).rstrip())
+            return
         from rich.text import Text
 
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-        for column in columns:
-            table.add_column(column, justify="right" if column in right else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(visible(cell), style=_STYLES.get(cell, "")) for cell in row))
-        self._out.print(table)
+        self.line("  ".join(head).rstrip(), "bold")
+        self.line("─" * min(sum(map(len, head)) + 2 * len(head) - 2, self._out.width), "dim")
+        for cells in body:
+            styled = (Text(cell, style=_STYLES.get(cell.strip(), "")) for cell in cells)
+            line = Text("  ").join(styled)
+            line.rstrip()
+            self._out.print(line, soft_wrap=True)
 
     @contextmanager
     def working(self, text: str) -> Iterator[Work]:
@@ -136,7 +136,7 @@ class Output:
             self.note(text)
             yield Work(self, None)
             return
-        with self._err.status(visible(text)) as status:
+        with self._err.status(_first_line(text, self.width)) as status:
             yield Work(self, status)
 
 
@@ -159,6 +159,19 @@ def _console(stream: TextIO) -> Console:
     return Console(file=stream, markup=False, highlight=False, emoji=False)
 
 
+def _aligned(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> list[list[str]]:
+    """The cells of `rows`, padded to the widest of their column."""
+    shown = [[visible(" ".join(cell.split())) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    return [
+        [
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(row, widths, right, strict=True)
+        ]
+        for row in shown
+    ]
+
+
 def _print(console: Console, text: str, style: str) -> None:
     from rich.text import Text
 
@@ -168,6 +181,11 @@ def _print(console: Console, text: str, style: str) -> None:
 def visible(text: str) -> str:
     """`text` with control characters shown, so that nothing a function wrote can steer the terminal."""
     return _CONTROL.sub(lambda found: f"\\x{ord(found.group()):02x}", text)
+
+
+def _first_line(text: str, width: int) -> str:
+    """What of `text` fits into one line beside a spinner."""
+    return visible(text.partition("\n")[0])[: max(width - 4, 1)]
 
 
 _SPARKS = "▁▂▃▄▅▆▇█"

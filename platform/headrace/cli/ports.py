@@ -48,13 +48,19 @@ def _owner(port: int) -> str:
     sockets = {f"socket:[{inode}]" for inode in _listeners(port)}
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            held = {str(file.readlink()) for file in (process / "fd").iterdir()}
-            if sockets & held:
+            if any(_target(file) in sockets for file in (process / "fd").iterdir()):
                 command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace").strip()
                 return f"process {process.name} ({command[:80]})"
         except OSError:
             continue
     return "another process"
+
+
+def _target(file: Path) -> str:
+    try:
+        return str(file.readlink())
+    except OSError:  # closed meanwhile
+        return ""
 
 
 def _listeners(port: int) -> Iterator[str]:

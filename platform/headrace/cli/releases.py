@@ -104,6 +104,8 @@ def function(session: Session, name: str, namespace: str, *, json: bool) -> None
         ["instances", ", ".join(f"{count} {state}" for state, count in counts.items())],
         ["last error", _last_error(found["last_error"], now)],
     ]
+    if found["last_error"]:
+        rows.append(["", f"headrace invocations {found['last_error']['invocation']}"])
     for alias in aliases:
         moved = (
             f"{traffic_text(alias['traffic'])} (generation {alias['generation']}, {times.ago(alias['moved_at'], now)})"
@@ -119,7 +121,7 @@ def _spelled(item: dict[str, Any]) -> str:
 def _last_error(error: dict[str, Any] | None, now: datetime) -> str:
     if error is None:
         return "-"
-    return f"{error['type'] or error['outcome']}, {times.ago(error['at'], now)} ({error['invocation']})"
+    return f"{error['type'] or error['outcome']}, {times.ago(error['at'], now)}"
 
 
 def versions(session: Session, name: str, namespace: str, limit: int, *, json: bool) -> None:

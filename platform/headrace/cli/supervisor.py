@@ -180,19 +180,20 @@ class Child:
         try:
             while not self._stop.is_set():
                 started = loop.time()
-                how = await self._run()
+                how, last_words = await self._run()
                 if self._stop.is_set():
                     break
                 ran_s = loop.time() - started
                 pause_s = self._backoff.after(pause_s, ran_s)
                 self.deaths = 1 if ran_s >= self._backoff.healthy_s else self.deaths + 1
-                self._say(f"{self.role.name} {how} after {ran_s:.1f} s; it starts again in {pause_s:g} s.")
+                self._say(f"{self.role.name} {how} after {ran_s:.1f} s; it starts again in {pause_s:g} s.{last_words}")
                 await first_of(self._stop.wait(), timeout_s=pause_s)
         finally:
             self._file.close()
 
-    async def _run(self) -> str:
-        """One life of the process; how it ended, in words."""
+    async def _run(self) -> tuple[str, str]:
+        """One life of the process: how it ended, and what it said last when it ended itself because of a failure."""
+        self.tail.clear()
         try:
             async with spawned(self.role.command, self._environment, self._heard, self._file.write) as process:
                 self.pid = process.pid
@@ -200,11 +201,12 @@ class Child:
                 if process.returncode is None:
                     await self._end(process)
         except OSError as error:
-            return f"could not be started ({error.strerror or error})"
+            return f"could not be started ({error.strerror or error})", ""
         finally:
             self.pid = None
         assert process.returncode is not None
-        return ending(process.returncode)
+        failed = process.returncode > 0 and self.tail
+        return ending(process.returncode), f" It said last: {self.tail[-1]}" if failed else ""
 
     def _heard(self, line: str) -> None:
         self.tail.append(line)

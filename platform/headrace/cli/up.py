@@ -52,6 +52,8 @@ def up(out: Output, start: Start, directory: Path | None, detach: bool) -> None:
         code = subprocess.run(start.cli(*arguments), env=environment, check=False).returncode
         if code:
             raise SystemExit(code)
+    if calls:
+        out.line("")  # an answer need not end its line
 
 
 def down(out: Output, start: Start) -> None:
