@@ -80,7 +80,8 @@ class DockerDriver:
         if (starting := self._starting.get(id)) is not None:
             await asyncio.wait([starting])
         name = sandbox.container_name(self._home, id)
-        await self._engine.call(f"stopping instance {id}", lambda client: containers.remove(client, name))
+        removal = self._engine.call(f"stopping instance {id}", lambda client: containers.remove(client, name))
+        await asyncio.shield(self._engine.keep(removal, f"stop instance {id}"))
 
     async def adjust(
         self, id: str, *, memory_mb: int | None = None, cpus: float | None = None, frozen: bool | None = None

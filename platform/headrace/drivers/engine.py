@@ -34,9 +34,12 @@ class Engine:
         self._connecting = threading.Lock()
         self._client: APIClient | None = None
         self._kept: set[asyncio.Task[Any]] = set()
+        self._closed = False
 
     async def call(self, doing: str, work: Callable[[APIClient], T]) -> T:
         """What `work` returns, run in a thread. `doing` names it in the detail of the `EngineUnavailable` it raises."""
+        if self._closed:
+            raise EngineUnavailable(f"{doing} failed: this process is letting go of the Docker engine.")
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._work, doing, work)
 
     def keep(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
@@ -49,6 +52,7 @@ class Engine:
     async def close(self) -> None:
         while self._kept:
             await asyncio.wait(self._kept)
+        self._closed = True
         self._threads.shutdown(wait=False)
         if self._client is not None:
             self._client.close()

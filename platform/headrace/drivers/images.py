@@ -43,7 +43,8 @@ _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _SOURCES = (Path("/etc/apt/sources.list"), Path("/etc/apt/sources.list.d"))
 _MIRROR = re.compile(r"^(?:URIs:|deb(?:\s+\[[^\]]*\])?)\s+(https?://\S+/debian/?)(?:\s|$)", re.MULTILINE)
 _LOCK_POLL_S = 0.2
-_PROGRESS_EVERY = 20  # packages
+_STEPS = ("I: Retrieving", "I: Unpacking", "I: Configuring")  # one package each
+_PROGRESS_EVERY = 20
 
 
 def image_name(settings: Settings, runtime: Runtime) -> str:
@@ -243,12 +244,12 @@ async def _run(command: list[str], doing: str) -> None:
         start_new_session=True,
     )
     assert process.stdout is not None
-    last, unpacked = "", 0
+    last, steps = "", 0
     try:
         async for raw in process.stdout:
             last = raw.decode(errors="replace").strip() or last
-            unpacked += last.startswith("I: Unpacking")
-            if last.startswith("I: Unpacking") and unpacked % _PROGRESS_EVERY == 1:
+            steps += last.startswith(_STEPS)
+            if last.startswith(_STEPS) and steps % _PROGRESS_EVERY == 1:
                 logger.info("base image: %s", last.removeprefix("I: ").lower())
         code = await process.wait()
     finally:
