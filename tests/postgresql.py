@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 SUPERUSER = "headrace"
+_START_S = 60
+_PR_SET_PDEATHSIG = 1
 _MISSING = "PostgreSQL's programs are missing: run ./tests/run, which installs what the tests need."
 
 
 class Cluster:
-    """initdb refuses root, so root runs it as another user. Nothing is synced: the data is worth nothing."""
+    """initdb refuses root, so root runs it as another user. Nothing is synced: the data is worth nothing.
+
+    The server dies with the test session, however that ends.
+    """
 
     def __init__(self) -> None:
         self._bin = _programs()
@@ -26,11 +34,26 @@ class Cluster:
         if self._user is not None:
             shutil.chown(self.home, self._user)
         self._run("initdb", "-D", self._data, "-U", SUPERUSER, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
-        options = f"-c listen_addresses= -c unix_socket_directories={self.home} -c fsync=off -c max_connections=200"
-        self._run("pg_ctl", "-D", self._data, "-l", self.home / "log", "-w", "-t", "60", "-o", options, "start")
+        options = {"listen_addresses": "", "unix_socket_directories": self.home, "fsync": "off", "max_connections": 200}
+        with (self.home / "log").open("wb") as log:
+            self._server = subprocess.Popen(
+                [self._bin / "postgres", "-D", self._data, *(f"--{name}={value}" for name, value in options.items())],
+                cwd=self.home,
+                user=self._user,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 - it only makes a system call
+            )
+        deadline = time.monotonic() + _START_S
+        while subprocess.run([self._bin / "pg_isready", "-q", "-h", self.home], check=False).returncode != 0:
+            if self._server.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"PostgreSQL does not start: {(self.home / 'log').read_text()}")
+            time.sleep(0.05)
 
     def stop(self) -> None:
-        self._run("pg_ctl", "-D", self._data, "-m", "immediate", "-w", "stop")
+        self._server.send_signal(signal.SIGQUIT)  # at once
+        self._server.wait()
         shutil.rmtree(self.home)
 
     def create(self) -> str:
@@ -49,17 +72,14 @@ class Cluster:
 
     def _run(self, program: str, *arguments: str | Path) -> None:
         done = subprocess.run(
-            [str(self._bin / program), *map(str, arguments)],
-            cwd=self.home,
-            user=self._user,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            # The server inherits it: a pipe would stay open as long as the server runs.
-            stderr=subprocess.DEVNULL if program == "pg_ctl" else subprocess.PIPE,
-            check=False,
+            [self._bin / program, *arguments], cwd=self.home, user=self._user, capture_output=True, check=False
         )
         if done.returncode != 0:
-            raise RuntimeError(f"{program} failed in {self.home}: {(done.stderr or b'see the log there').decode()}")
+            raise RuntimeError(f"{program} failed: {done.stderr.decode()}")
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT)
 
 
 def _programs() -> Path:

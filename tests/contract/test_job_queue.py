@@ -76,8 +76,8 @@ async def test_ten_workers_at_once_never_get_the_same_job(queue: JobQueue, add: 
     ids = await add(jobs)
 
     async def work() -> list[Job]:
-        mine = []
-        while job := await queue.claim(["build"], 30):
+        mine: list[Job] = []
+        while len(mine) <= jobs and (job := await queue.claim(["build"], 30)):
             mine.append(job)
         return mine
 

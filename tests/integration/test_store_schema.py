@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,14 @@ from headrace.store import tables
 from headrace.store.sql import Database, alembic_config, migrate
 from store_kit import opened
 
-MIGRATE = "import asyncio, sys; from headrace.store.sql import migrate; asyncio.run(migrate(sys.argv[1]))"
+MIGRATE = """
+import asyncio, sys
+from headrace.store.sql import migrate
+
+print("ready", flush=True)
+sys.stdin.readline()
+asyncio.run(migrate(sys.argv[1]))
+"""
 
 
 async def ask(url: str, question: Any) -> Any:
@@ -72,20 +81,38 @@ async def test_migrating_again_keeps_what_is_there(database_url: str) -> None:
 
 
 async def test_processes_that_migrate_at_once_all_succeed(empty_url: str) -> None:
+    pipe = asyncio.subprocess.PIPE
     processes = [
         await asyncio.create_subprocess_exec(
-            sys.executable, "-W", "error", "-c", MIGRATE, empty_url, stderr=asyncio.subprocess.PIPE
+            *(sys.executable, "-W", "error", "-c", MIGRATE, empty_url), stdin=pipe, stdout=pipe, stderr=pipe
         )
-        for _ in range(2)
+        for _ in range(3)
     ]
     for process in processes:
-        _, errors = await process.communicate()
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"ready\n"
+    answers = await asyncio.gather(*(process.communicate(b"go\n") for process in processes))
+    for process, (_, errors) in zip(processes, answers, strict=True):
         assert process.returncode == 0, errors.decode()
     assert await ask(empty_url, difference) == []
     database = Database(empty_url)
     async with database.connect() as connection:
         assert (await connection.execute(select(tables.routing))).all() == [(1, 0)]
     await database.close()
+
+
+async def test_a_writer_of_a_new_file_is_waited_for(tmp_path: Path) -> None:
+    """SQLite refuses the switch to WAL at once then, whatever its busy timeout is."""
+    path = tmp_path / "headrace.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        writer.execute("CREATE TABLE other (x)")
+        migrating = asyncio.create_task(migrate(f"sqlite+aiosqlite:///{path}"))
+        await asyncio.sleep(0.2)
+        assert not migrating.done()
+        writer.execute("COMMIT")
+        await migrating
+        assert writer.execute("PRAGMA journal_mode").fetchall() == [("wal",)]
 
 
 async def test_a_migration_that_fails_leaves_nothing(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
