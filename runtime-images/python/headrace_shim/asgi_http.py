@@ -48,7 +48,7 @@ class Http:
     """The scope and the two callables of one exchange."""
 
     def __init__(self, call: Call, scope: dict[str, Any], log: Log, body: bytes) -> None:
-        scope["type"] = "http"
+        scope.update(type="http", method=call.head["m"], extensions={})
         self.scope = scope
         self._call = call
         self._log = log
