@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,15 @@ async def test_history_tells_who_moved_what(w: World) -> None:
     assert (moves[0]["previous"], moves[0]["traffic"]) == ({"1": 100}, {})
     assert moves[0]["at"] >= moves[3]["at"]
     assert rest["next"] is None
+
+
+async def test_forged_cursors_are_refused(w: World) -> None:
+    await w.http.post(f"{BASE}/publish", json={"version": 1})
+    for values in ([2**40], [-1], [2**63], [1.5], ["a"], [], [1, 1], {}, "x"):
+        forged = base64.urlsafe_b64encode(json.dumps(values).encode()).decode().rstrip("=")
+        for list_ in ("aliases/live/history", "versions"):
+            answer = await w.http.get(f"{BASE}/{list_}", params={"cursor": forged})
+            assert (answer.status_code, answer.json()["code"]) == (422, "invalid"), (list_, values)
 
 
 async def test_deleting_an_alias_answers_what_it_was(w: World) -> None:

@@ -140,7 +140,7 @@ class Aliases:
             function = await functions.find(connection, namespace, name)
             query = select(tables.moves).where(c.function_id == function.id, c.alias == alias)
             if cursor is not None:
-                query = query.where(c.generation < paging.decode(cursor, int)[0])
+                query = query.where(c.generation < paging.decode_number(cursor))
             query = query.order_by(c.generation.desc()).limit(paging.check_limit(limit) + 1)
             rows = (await connection.execute(query)).all()
         if not rows and cursor is None:

@@ -16,6 +16,7 @@ from headrace.model import Page
 
 MOST = 1000
 LARGEST = 2**63 - 1  # that both databases hold
+_LARGEST_NUMBER = 2**31 - 1  # of a version or a generation
 
 T = TypeVar("T")
 
@@ -43,8 +44,20 @@ def decode(cursor: str, *kinds: type) -> tuple[Any, ...]:
         or len(values) != len(kinds)
         or not all(_fits(value, kind) for value, kind in zip(values, kinds, strict=True))
     ):
-        raise Invalid("cursor is not one that this list gave: start again without it.")
+        raise _foreign()
     return tuple(values)
+
+
+def decode_number(cursor: str) -> int:
+    """The one number inside `cursor`, of a column of 32 bits; raise `Invalid` unless there is such a number."""
+    number: int = decode(cursor, int)[0]
+    if not 0 <= number <= _LARGEST_NUMBER:
+        raise _foreign()
+    return number
+
+
+def _foreign() -> Invalid:
+    return Invalid("cursor is not one that this list gave: start again without it.")
 
 
 def _fits(value: object, kind: type) -> bool:

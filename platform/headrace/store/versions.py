@@ -121,7 +121,7 @@ class Versions:
             function = await functions.find(connection, namespace, name)
             query = functions.select_versions().where(c.function_id == function.id).order_by(c.number.desc())
             if cursor is not None:
-                query = query.where(c.number < paging.decode(cursor, int)[0])
+                query = query.where(c.number < paging.decode_number(cursor))
             rows = (await connection.execute(query.limit(paging.check_limit(limit) + 1))).all()
         return paging.page(rows, limit, functions.make_version, lambda row: (row.number,))
 
