@@ -112,7 +112,8 @@ async def test_a_writer_of_a_new_file_is_waited_for(tmp_path: Path) -> None:
         assert not migrating.done()
         writer.execute("COMMIT")
         await migrating
-        assert writer.execute("PRAGMA journal_mode").fetchall() == [("wal",)]
+    with closing(sqlite3.connect(path)) as reader:
+        assert reader.execute("PRAGMA journal_mode").fetchall() == [("wal",)]
 
 
 async def test_a_migration_that_fails_leaves_nothing(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
