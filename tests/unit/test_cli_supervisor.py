@@ -269,6 +269,17 @@ def test_rotating_file_goes_on_after_a_restart_and_rotates_what_is_too_long(tmp_
     assert path.with_name("node.log.1").stat().st_size == 200
 
 
+async def test_a_log_that_cannot_be_written_is_told_once(said: Said, tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("a file where the directory should be")
+    code = "for n in range(3): print('WARNING', n, 'x' * 70_000, flush=True)"
+    async with supervised(said, tmp_path / "log", [python("node", code)]):
+        await said.line("node: WARNING 2")
+    lost = [line for line in said if "is being lost" in line]
+    assert lost == [
+        f"node: what it says is being lost: {tmp_path / 'log' / 'node.log'} cannot be written. Is the disk full?"
+    ]
+
+
 def test_a_log_that_cannot_be_written_is_counted_not_raised(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("a file where the directory should be")
     file = RotatingFile(tmp_path / "log" / "node.log")

@@ -28,9 +28,11 @@ class RotatingFile:
         try:
             if self._file < 0 or (self._size and self._size + len(data) > self._limit):
                 self._open()
-            self._size += os.write(self._file, data)
+            written = os.write(self._file, data)
         except OSError:
-            self.lost_bytes += len(data)
+            written = 0
+        self._size += written
+        self.lost_bytes += len(data) - written
 
     def _open(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

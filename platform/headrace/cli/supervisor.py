@@ -195,7 +195,7 @@ class Child:
         """One life of the process: how it ended, and what it said last when it ended itself because of a failure."""
         self.tail.clear()
         try:
-            async with spawned(self.role.command, self._environment, self._heard, self._file.write) as process:
+            async with spawned(self.role.command, self._environment, self._heard, self._take) as process:
                 self.pid = process.pid
                 await first_of(process.wait(), self._stop.wait())
                 if process.returncode is None:
@@ -207,6 +207,14 @@ class Child:
         assert process.returncode is not None
         failed = process.returncode > 0 and self.tail
         return ending(process.returncode), f" It said last: {self.tail[-1]}" if failed else ""
+
+    def _take(self, data: bytes) -> None:
+        lost = self._file.lost_bytes
+        self._file.write(data)
+        if self._file.lost_bytes and not lost:
+            self._say(
+                f"{self.role.name}: what it says is being lost: {self.log_path} cannot be written. Is the disk full?"
+            )
 
     def _heard(self, line: str) -> None:
         self.tail.append(line)
