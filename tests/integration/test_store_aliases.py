@@ -198,6 +198,20 @@ async def test_list_is_by_name_and_of_this_function(three: Store) -> None:
     ]
 
 
+async def test_one_alias_of_several_functions(three: Store) -> None:
+    other, third = [(await three.build("d1", name=name)).function_id for name in ("other", "third")]
+    await three.publish(1, name="other")
+    await three.publish(1, name="third")
+    await three.aliases.delete(NS, "third", "live", "ann")
+    await three.publish(2, alias="beta")
+    ours = (await three.functions.get(NS, NAME)).id
+    assert await three.aliases.named("live", [ours, other, third, 77]) == {
+        other: await three.aliases.get(NS, "other", "live")
+    }
+    assert list(await three.aliases.named("beta", [ours, other])) == [ours]
+    assert await three.aliases.named("live", []) == {}
+
+
 async def test_history_pages_are_stable_under_new_moves(three: Store) -> None:
     await three.publish(1, 2, 3, 1, 2)
     first = await three.aliases.history(NS, NAME, "live", 2, None)

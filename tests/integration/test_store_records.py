@@ -200,6 +200,25 @@ async def test_the_last_error_is_the_functions_or_the_platforms(store: Store) ->
     assert found.id == "platform_error"
 
 
+async def test_the_last_errors_of_several_functions_are_those_of_each(store: Store) -> None:
+    one, two, well = [(await store.functions.put(NS, name, {}))[0].id for name in ("one", "two", "well")]
+    elsewhere = (await store.functions.put("elsewhere", "one", {}))[0].id
+    rows = [
+        invocation("1", function="one", outcome="timeout"),
+        invocation("2", function="one", outcome="timeout", started_at=START + 1),
+        invocation("3", function="one", outcome="rejected", started_at=START + 2),
+        invocation("4", function="two", outcome="function_error", error=ERROR),
+        invocation("5", function="well"),
+        invocation("6", function="one", namespace="elsewhere", outcome="timeout", started_at=START + 9),
+    ]
+    await store.records.append(rows, [], [])
+    found = await store.records.last_errors([one, two, well, 77])
+    assert {function_id: error.id for function_id, error in found.items()} == {one: "2", two: "4"}
+    assert found[two] == await store.records.last_error(NS, "two")
+    assert list(await store.records.last_errors([elsewhere])) == [elsewhere]
+    assert await store.records.last_errors([]) == {}
+
+
 async def test_a_line_comes_back_as_it_was_with_its_position(store: Store) -> None:
     row = line("hëllo", invocation="a", version=3, stream="log", level="ERROR", at=START + 0.25)
     await store.records.append([], [row, line("second", invocation="a")], [])
