@@ -186,7 +186,7 @@ def test_a_flood_of_log_is_bounded_and_says_so(platform: Headrace) -> None:
     answer = httpx.get(platform.url("flood"), timeout=60)
     assert answer.text == "done"
     id = answer.headers["headrace-invocation"]
-    lines: Any = platform.until(lambda: platform.ask("GET", f"/invocations/{id}")["logs"], "log")
+    lines: Any = platform.until(lambda: platform.ask("GET", f"/invocations/{id}")["lines"], "log")
     assert sum(len(line["text"]) for line in lines) < 400_000
     assert "limit" in lines[-1]["text"] or "more" in lines[-1]["text"]
 
@@ -251,4 +251,4 @@ def test_a_caller_who_leaves_cancels_the_call(platform: Headrace) -> None:
         httpx.get(platform.url("patient"), timeout=1)
     seen = platform.until(lambda: platform.ask("GET", "/functions/patient/invocations")["items"], "client_gone")
     assert seen[0]["outcome"] == "client_gone"
-    platform.until(lambda: platform.ask("GET", f"/invocations/{seen[0]['id']}")["logs"], "cancelled in time")
+    platform.until(lambda: platform.ask("GET", f"/invocations/{seen[0]['id']}")["lines"], "cancelled in time")

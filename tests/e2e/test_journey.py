@@ -103,7 +103,7 @@ def test_a_failed_build_says_why_and_changes_nothing(platform: Headrace, tmp_pat
     shown = platform.cli("deploy", str(home), check=False, code=1)
     assert "does_not_exist" in shown
     assert httpx.get(platform.url("fragile")).text == "fine"
-    assert "not ready" in platform.cli("publish", "fragile", "2", check=False, code=1)
+    assert "only ready versions" in platform.cli("publish", "fragile", "2", check=False, code=1)
     _function(tmp_path, "fragile", "def handler(event, context)\n    return 1\n")
     shown = platform.cli("deploy", str(home), check=False, code=1)
     assert "handler.py" in shown
