@@ -293,16 +293,16 @@ class Shim:
 @contextlib.asynccontextmanager
 async def waiting_shim(
     home: Path,
-    files: Mapping[str, str],
+    files: Mapping[str, str] | Path,
     *,
-    layer: Mapping[str, str] | None = None,
+    layer: Mapping[str, str] | Path | None = None,
     env: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Shim]:
-    """A Python shim that has said HELLO and has not been loaded."""
+    """A Python shim that has said HELLO and has not been loaded. Code and layer: files by name, or a directory."""
     shim = Shim(home, python_command(home), env or {})
-    write_files(shim.code, files)
+    place(shim.code, files)
     if layer is not None:
-        write_files(shim.layer, layer)
+        place(shim.layer, layer)
     await shim.listen()
     await shim.start()
     try:
@@ -319,6 +319,13 @@ async def loaded_shim(home: Path, source: str, **fields: Any) -> AsyncIterator[S
         frame = await shim.load(**fields)
         assert frame.type == wire.LOADED, frame.header.decode()
         yield shim
+
+
+def place(directory: Path, source: Mapping[str, str] | Path) -> None:
+    if isinstance(source, Path):
+        directory.symlink_to(source)
+    else:
+        write_files(directory, source)
 
 
 def write_files(directory: Path, files: Mapping[str, str]) -> None:
