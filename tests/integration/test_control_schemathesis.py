@@ -84,6 +84,8 @@ BEYOND_SCHEMAS = (
     "cursor is not one that this list gave",
     "traffic weights sum to ",
     "in the part 'config'",
+    "kind '",  # what a runtime can't do
+    "memory_mb ",
 )
 
 

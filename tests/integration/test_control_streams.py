@@ -14,7 +14,7 @@ import pytest
 from test_control_records import LINE, record
 
 from control_kit import HANDLER, World, served, world, zipped
-from headrace.control import reading, uploads
+from headrace.control import reading
 from headrace.control.services import Following
 from headrace.model import VersionState
 
@@ -175,14 +175,15 @@ async def test_followers_are_sent_away_after_a_while(tmp_path: Path) -> None:
     assert answer.text == "retry: 1000\n\n", "no end event: the follower dials again"
 
 
-async def raw(c: Client, head: list[str], body: bytes, stop: bool = False) -> bytes:
+async def raw(c: Client, head: list[str], body: bytes, leave: asyncio.Event | None = None) -> bytes:
     """Send a request as bytes; what comes back until the server closes the connection."""
     host, _, port = c.base.removeprefix("http://").partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     lines = [*head, f"Host: {host}", f"Authorization: Bearer {c.world.admin}"]
     writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
     await writer.drain()
-    if stop:
+    if leave is not None:
+        await leave.wait()
         writer.close()
         await writer.wait_closed()
         return b""
@@ -216,24 +217,17 @@ async def test_a_big_body_without_a_token_is_not_read(c: Client) -> None:
     assert answer.startswith(b"HTTP/1.1 401 ")
 
 
-async def test_an_upload_that_stops_halfway_leaves_nothing(c: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_upload_that_stops_halfway_leaves_nothing(c: Client) -> None:
     part = b'--x\r\nContent-Disposition: form-data; name="bundle"; filename="b"\r\n\r\n' + b"z" * (3 << 20)
     head = [
         "POST /v1/functions/hello/versions HTTP/1.1",
         "Content-Type: multipart/form-data; boundary=x",
         "Content-Length: 9000000",
     ]
-    started = asyncio.Event()
-    real = uploads._append
-
-    def noted(path: Path, content: bytes) -> None:
-        real(path, content)
-        loop.call_soon_threadsafe(started.set)
-
-    loop = asyncio.get_running_loop()
-    monkeypatch.setattr(uploads, "_append", noted)
-    sending = asyncio.create_task(raw(c, head, part, stop=True))
-    await started.wait()
+    left = asyncio.Event()
+    sending = asyncio.create_task(raw(c, head, part, leave=left))
+    await until(lambda: any(path.stat().st_size > 0 for path in c.world.leftovers()))
+    left.set()
     await sending
     await until(lambda: c.world.leftovers() == [])
     await until(lambda: "(0 of 8" in repr(c.world.services.uploads))

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
@@ -58,22 +58,18 @@ async def received(request: Request, options: dict[bytes, bytes], settings: Sett
 
     Raises `TooLarge` while the body arrives, `CallerError` when it is no form, `Invalid` for missing or unknown parts.
     """
-    path = await asyncio.to_thread(_create, folder(settings))
-    try:
-        config = await _read(request, options, path)
-        yield Upload(path, config)
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _create(place: Path) -> Path:
+    place = folder(settings)
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle, name = tempfile.mkstemp(prefix=_PREFIX, dir=place)
-    os.close(handle)
-    return Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:  # closing waits for a write that a cancellation left in its thread
+            config = await _read(request, options, file)
+        yield Upload(Path(name), config)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
-async def _read(request: Request, options: dict[bytes, bytes], path: Path) -> bytes | None:
+async def _read(request: Request, options: dict[bytes, bytes], file: BinaryIO) -> bytes | None:
     form = _Form()
     boundary = options.get(b"boundary", b"")
     if not boundary:
@@ -83,17 +79,12 @@ async def _read(request: Request, options: dict[bytes, bytes], path: Path) -> by
         async for piece in reading.pieces(request, MAX_PACKED + CONFIG_LIMIT + _FRAMING):
             parser.write(piece)
             if len(form.unwritten) >= _WRITE:
-                await asyncio.to_thread(_append, path, form.take())
+                await asyncio.to_thread(file.write, form.take())
         parser.finalize()
     except FormParserError as error:
         raise CallerError(f"the body is not a multipart form: {error}; let your HTTP client make it.") from None
-    await asyncio.to_thread(_append, path, form.take())
+    await asyncio.to_thread(file.write, form.take())
     return form.result()
-
-
-def _append(path: Path, content: bytes) -> None:
-    with path.open("ab") as file:
-        file.write(content)
 
 
 class _Form:
