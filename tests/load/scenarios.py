@@ -6,7 +6,7 @@ import http.client
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -24,7 +24,8 @@ COLD_CALLS = 10
 TARGET_WARM = 0.20  # of bare Granian, at 32 connections
 TARGET_COLD = 2.0  # times `docker run`, on the plain path
 
-_COLD_WAIT_S = 60.0
+_STOPPED_S = 240.0  # within this, instances that nobody calls have stopped
+_REFILL_S = 2.0  # the engine comes to rest, and the shelf is full again
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +73,21 @@ def cold(options: Options) -> Report:
 def _cold_calls(
     platform: Headrace, times: list[float], say: Callable[[str], None], engine_times: list[float] | None
 ) -> None:
+    """One cold call of each of `COLD_CALLS` functions, so that their instances have to stop only once."""
     files, config = example("hello")
-    platform.deploy("cold", files, {**config, "idle_s": 1, "min_instances": 0})
-    for number in range(1, COLD_CALLS + 1):
-        image, network = platform.sandbox()
-        _wait_until_stopped(platform, "cold")
-        took, timing = _call(platform.url("cold"))
+    names = [f"cold-{number}" for number in range(1, COLD_CALLS + 1)]
+    for name in names:
+        platform.deploy(name, files, {**config, "idle_s": 1, "min_instances": 0})
+    image, network = platform.sandbox()
+    say(f"{COLD_CALLS} functions are deployed; their instances stop in a minute or two")
+    _wait_until_stopped(platform, names)
+    for name in names:
+        took, timing = _call(platform.url(name))
         times.append(took)
         if engine_times is not None:
             engine_times.append(_docker_run(image, network))
-        say(f"call {number} of {COLD_CALLS}: {took:.1f} ms ({timing})")
+        say(f"{name}: {took:.1f} ms ({timing})")
+        time.sleep(_REFILL_S)
 
 
 def _call(url: str) -> tuple[float, str]:
@@ -102,13 +108,14 @@ def _call(url: str) -> tuple[float, str]:
     return took, timing
 
 
-def _wait_until_stopped(platform: Headrace, name: str) -> None:
-    deadline = time.monotonic() + _COLD_WAIT_S
-    while any(platform.ask("GET", f"/functions/{name}")["instances"].values()):
-        if time.monotonic() > deadline:
-            raise Unavailable(f"instances of {name} still run {_COLD_WAIT_S:g} s after its last call.")
-        time.sleep(0.25)
-    time.sleep(1)  # the sandbox is being removed, and the shelf filled again
+def _wait_until_stopped(platform: Headrace, names: Sequence[str]) -> None:
+    deadline = time.monotonic() + _STOPPED_S
+    for name in names:
+        while any(platform.ask("GET", f"/functions/{name}")["instances"].values()):
+            if time.monotonic() > deadline:
+                raise Unavailable(f"instances of {name} still run {_STOPPED_S:g} s after the last call.")
+            time.sleep(0.5)
+    time.sleep(_REFILL_S)
 
 
 def _docker_run(image: str, network: str) -> float:

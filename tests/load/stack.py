@@ -26,7 +26,7 @@ KEPT = ROOT / ".headrace" / "load"  # results, logs and installed references; gi
 PORTS = range(17_700, 17_800)
 
 _PASSED_ON = ("HEADRACE_BASE_IMAGE_", "HEADRACE_PIP_", "HEADRACE_NPM_", "HEADRACE_BUILD_", "HEADRACE_DRIVER")
-_READY_S = 300.0  # the first start of all makes the base image
+_READY_S = 900.0  # the first start of all makes the base image
 _BUILD_S = 120.0
 _STOP_S = 60.0
 
@@ -54,7 +54,7 @@ class Headrace:
         self.control = control
         self.log = log
         self.token = ""
-        self.api = httpx.Client()
+        self.api = httpx.Client(base_url=f"{control}/v1", timeout=60)
 
     def wait_ready(self) -> None:
         deadline = time.monotonic() + _READY_S
@@ -68,8 +68,7 @@ class Headrace:
                 pass
             time.sleep(0.2)
         self.token = (self.home / "admin-token").read_text().strip()
-        headers = {"Authorization": f"Bearer {self.token}"}
-        self.api = httpx.Client(base_url=f"{self.control}/v1", headers=headers, timeout=60)
+        self.api.headers["Authorization"] = f"Bearer {self.token}"
 
     def tail(self) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])
@@ -121,17 +120,27 @@ class Headrace:
 @contextmanager
 def headrace(**settings: str) -> Iterator[Headrace]:
     """Start Headrace with `HEADRACE_<NAME>` from `settings`; stop it and remove everything at the end."""
-    home = Path(tempfile.mkdtemp(prefix="headrace-load-"))
-    KEPT.mkdir(parents=True, exist_ok=True)
-    log = KEPT / "headrace.log"
+    port = free_port()
+    control_port = free_port(above=port)
     environment = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith("HEADRACE_") or name.startswith(_PASSED_ON)
     }
     environment |= {f"HEADRACE_{name.upper()}": value for name, value in settings.items()}
-    port = free_port()
-    control_port = free_port(above=port)
+    home = Path(tempfile.mkdtemp(prefix="headrace-load-"))
+    try:
+        with _started(home, port, control_port, environment) as running:
+            running.wait_ready()
+            yield running
+    finally:
+        _remove(home)
+
+
+@contextmanager
+def _started(home: Path, port: int, control_port: int, environment: dict[str, str]) -> Iterator[Headrace]:
+    KEPT.mkdir(parents=True, exist_ok=True)
+    log = KEPT / "headrace.log"
     command = [str(Path(sys.executable).with_name("headrace")), "up", "--home", str(home)]
     command += ["--port", str(port), "--control-port", str(control_port)]
     with log.open("wb") as output:
@@ -140,12 +149,10 @@ def headrace(**settings: str) -> Iterator[Headrace]:
         )
     running = Headrace(process, home, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{control_port}", log)
     try:
-        running.wait_ready()
         yield running
     finally:
         running.api.close()
         stop(process)
-        _remove(home)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
