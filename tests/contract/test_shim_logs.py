@@ -59,6 +59,13 @@ def handler(event, context):
         assert all(before - 1 <= log["t"] <= time.time() + 1 for log in stream.logs)
 
 
+@pytest.mark.parametrize("make", ["def", "async def"])
+async def test_line_of_a_handler_that_then_blocks_everything_has_left(tmp_path: Path, make: str) -> None:
+    source = f"{make} handler(event, context):\n    print('about to block')\n    __import__('time').sleep(60)\n"
+    async with loaded_shim(tmp_path, source) as shim:
+        await logged(shim.link.call(), "about to block")
+
+
 async def test_exceptions_are_logged_with_their_stack(tmp_path: Path) -> None:
     source = """
 import logging

@@ -45,6 +45,19 @@ async def test_forked_child_never_speaks_for_its_parent(tmp_path: Path, name: st
         assert output.splitlines().count("child") == 3
 
 
+async def test_code_that_closes_every_descriptor_ends_the_instance_at_once(tmp_path: Path) -> None:
+    source = """
+import os, threading, time
+threading.Thread(target=time.sleep, args=(60,)).start()
+async def handler(event, context): os.closerange(3, 100)
+"""
+    async with loaded_shim(tmp_path, source) as shim:
+        shim.link.call()
+        code, output = await shim.exited()
+
+        assert (code, "Bad file descriptor" in output) == (1, True)
+
+
 async def test_multiprocessing_works(tmp_path: Path) -> None:
     source = """
 import multiprocessing, time

@@ -77,7 +77,7 @@ class Call:
             return
         self.answered = True
         if not self.gone:
-            self.link.send(wire.encode(kind, self.stream, head, body), len(self.link.calls) < 2)
+            self.link.send_last(wire.encode(kind, self.stream, head, body))
 
     def fail(self, error: dict[str, str]) -> None:
         """Finish with a failure, in the way that the state of the answer allows."""

@@ -54,7 +54,7 @@ class Link:
         self._out: list[bytes] = []
         self._size = 0  # bytes not yet given to the socket
         self._flushing = False  # a flush is due at the end of this tick
-        self._reading = False  # the loop is going through received frames
+        self._reading = False  # the loop goes through received frames and flushes at their end
         self._stalled = False  # the socket is full, the loop watches it
 
     def read(self) -> wire.Frame | None:
@@ -96,7 +96,7 @@ class Link:
             self._on_frame(self, self._unread.popleft())
 
     def send(self, data: bytes, now: bool = False) -> None:
-        """Send from any thread, without waiting. `now`: nothing follows in this tick, so do not wait for its end."""
+        """Send, from any thread, without waiting. The loop's own frames leave at the end of the tick unless `now`."""
         if self.closed:
             return  # before the lock: a forked child must not touch it
         with self._lock:
@@ -106,22 +106,25 @@ class Link:
             self._size += len(data)
             if self._stalled:
                 return
-            if self._size > EAGER or get_ident() != self._loop_thread:
+            if now or self._size > EAGER or get_ident() != self._loop_thread:
                 self._push()
-            elif self._reading:
-                return  # it flushes when it is through
-            elif now:
-                self._push()
-            elif not self._flushing:
+            elif not (self._flushing or self._reading):
                 self._flushing = True
                 self._loop.call_soon(self._flush)
 
+    def send_last(self, data: bytes) -> None:
+        """Send the last frame of a call: at once when no other call runs that could answer in this tick."""
+        self.send(data, len(self.calls) < 2 and not self._reading)
+
     def log(self, data: bytes) -> None:
-        """Send log lines, in the order of everything else; or count them as lost when there is no room for them."""
+        """Send log lines, in the order of everything else; or count them as lost when there is no room for them.
+
+        They leave at once: who prints and then blocks the loop may be killed for it, and the line says why.
+        """
         if self._size > LOG_BACKLOG and not self._make_room():
             self.lost_lines += 1
         else:
-            self.send(data)
+            self.send(data, True)
 
     def done(self, stream: int) -> None:
         """The call on `stream` has ended; from any thread."""

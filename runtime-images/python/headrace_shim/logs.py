@@ -28,6 +28,7 @@ from .link import Link
 
 FRAME_LIMIT = 32 << 10  # bytes of text in one LOG frame
 LINE_LIMIT = 8 << 10  # characters of a line that wait for its end
+UNFINISHED_LIMIT = 100  # lines without a call that wait for their end; threads may leave theirs behind
 
 current: ContextVar[Call | None] = ContextVar("headrace_call", default=None)
 
@@ -51,6 +52,8 @@ class Log:
         with self._lock:
             if call is None:
                 partial = self._partial
+                if len(partial) > UNFINISHED_LIMIT:
+                    self.finish(None)
             elif call.log_left <= 0:
                 return
             else:

@@ -49,8 +49,12 @@ def main() -> None:
     instance.log.finish(None)
     header = {"kind": app.kind, "ms": round((time.perf_counter() - started) * 1000, 3)}
     link.send(wire.encode(wire.LOADED, 0, wire.dumps(header)))
-    instance.serve(app, link)
-    _exit(0)
+    try:
+        instance.serve(app, link)
+    except BaseException as error:  # noqa: BLE001 - the loop itself broke, its descriptors closed by user code perhaps
+        os.write(2, describe(error)["stack"].encode("utf-8", "replace") + b"\n")
+        os._exit(1)
+    _exit()
 
 
 def _wait_for_load(instance: Instance) -> tuple[Link, dict[str, Any]]:
@@ -94,7 +98,7 @@ def _give_up(instance: Instance, link: Link, failure: dict[str, str]) -> None:
     os._exit(1)
 
 
-def _exit(code: int) -> None:
+def _exit() -> None:
     """End the process after the code's own `atexit` functions, without waiting for its threads."""
     import atexit
     import threading
@@ -102,4 +106,4 @@ def _exit(code: int) -> None:
     runner = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
     runner.start()
     runner.join(5.0)
-    os._exit(code)
+    os._exit(0)
