@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from typing import Any
+from weakref import WeakValueDictionary
 
 from headrace import errors
 from headrace.clock import Clock
@@ -96,7 +97,7 @@ class Node:
             },
         )
         self._tasks = Tasks()
-        self._refreshing: dict[int, asyncio.Lock] = {}
+        self._refreshing: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
         self._looked: dict[int, float] = {}
         self._revision = 0
         self._started_at = clock.now()
@@ -191,14 +192,14 @@ class Node:
 
     async def _refresh(self, function_id: int) -> Target | None:
         """Read one function again and swap it in. Reads of one function never overtake each other."""
-        async with self._refreshing.setdefault(function_id, asyncio.Lock()):
+        lock = self._refreshing.get(function_id) or asyncio.Lock()
+        self._refreshing[function_id] = lock  # for as long as somebody holds it or waits for it
+        async with lock:
             target = await self._functions.target(function_id)
             if target is None:
                 self._drop(function_id)
             else:
                 self._put(target)
-        if not self._refreshing[function_id].locked():
-            self._refreshing.pop(function_id, None)
         return target
 
     async def _look_again(self, function_id: int) -> bool:
@@ -331,4 +332,4 @@ class Node:
         dropped = Family("headrace_records_dropped_total", "counter", "Records lost because they could not be written.")
         dropped.add(self._recorder.dropped_invocations, node=self.id, kind="invocation")
         dropped.add(self._recorder.dropped_lines, node=self.id, kind="line")
-        return {"text": render((in_flight, waiting, instances, throttled, dropped))}
+        return {"text": render((in_flight, waiting, instances, throttled, dropped, *self._recorder.families()))}

@@ -30,6 +30,11 @@ class Tasks:
     def __len__(self) -> int:
         return len(self._tasks)
 
+    async def settle(self, timeout_s: float) -> None:
+        """Wait until all of it has ended by itself, for `timeout_s` seconds at most."""
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=timeout_s)
+
     async def aclose(self) -> None:
         """Cancel what still runs and wait until it has ended."""
         while self._tasks:

@@ -15,13 +15,14 @@ from collections.abc import Callable
 from headrace import errors
 from headrace.fleet.instance import Instance, Kind
 from headrace.fleet.yard import DEFAULTS, Yard
+from headrace.model import DEFAULT_RUNTIME
 from headrace.tasks import Tasks
 
 logger = logging.getLogger(__name__)
 
 _FORGET_S = 600.0  # a kind is kept on the shelf this long after it was last asked for
 _BACKOFF_S = 5.0  # after a launch failed
-FIRST = Kind("python", "egress", None)
+FIRST = Kind(DEFAULT_RUNTIME, "egress", None)
 
 
 class Shelf:

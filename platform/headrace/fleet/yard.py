@@ -16,11 +16,11 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-from headrace import errors, resources, wire
+from headrace import errors, runtimes, wire
 from headrace.drivers.base import Driver, InstanceSpec
 from headrace.fleet.instance import Instance, Kind
 from headrace.fleet.ports import Link, Switchboard
-from headrace.model import InstanceState, Runtime, Version, VersionConfig
+from headrace.model import DEFAULT_RUNTIME, InstanceState, Runtime, Version, VersionConfig
 from headrace.settings import Settings
 from headrace.tasks import Tasks
 
@@ -183,7 +183,7 @@ class Yard:
         for id in strays - self.running.keys():
             await self._ask(self._driver.stop(id))
             if id not in self.running:
-                Instance(Kind("python", "egress", None), 0, 0, self._settings.run_dir, id).forget()
+                Instance(Kind(DEFAULT_RUNTIME, "egress", None), 0, 0, self._settings.run_dir, id).forget()
                 removed += 1
         return removed
 
@@ -192,6 +192,8 @@ class Yard:
         return {status.id for status in await self._ask(self._driver.list()) if status.running}
 
     async def close(self) -> None:
+        """Wait for removals that are under way: who asked for them may have been cancelled."""
+        await self._tasks.settle(_ENGINE_S)
         await self._tasks.aclose()
 
     async def _scrap(self, instance: Instance, end: InstanceState) -> None:
@@ -285,20 +287,26 @@ def copy_tree(source: Path, target: Path) -> None:
 
 def assemble_shim(runtime: Runtime, shims: Path) -> Path:
     """The directory that is mounted as the shim of `runtime`, made once per content: its files and the codec."""
-    source = resources.share("runtime-images") / runtime
-    codec = Path(wire.__file__)
+    found = runtimes.get(runtime)
+    layout = {name: found.directory / name for name in found.shim.files}
+    if found.shim.codec:
+        layout[found.shim.codec] = Path(wire.__file__)
     digest = hashlib.sha256()
-    for path in (*sorted(source.rglob("*")), codec):
-        if path.is_file() and "__pycache__" not in path.parts:
-            digest.update(str(path.name).encode() + b"\0" + path.read_bytes())
+    for place, source in layout.items():
+        for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
+            if path.is_file() and "__pycache__" not in path.parts:
+                digest.update(f"{place}/{path.relative_to(source)}".encode() + b"\0" + path.read_bytes())
     target = shims / f"{runtime}-{digest.hexdigest()[:16]}"
     if not target.is_dir():
         shims.mkdir(parents=True, exist_ok=True)
         fresh = target.with_name(f"{target.name}.{os.getpid()}")
         shutil.rmtree(fresh, ignore_errors=True)
-        shutil.copytree(source, fresh, ignore=shutil.ignore_patterns("__pycache__"))
-        for package in fresh.glob("*_shim"):
-            shutil.copy(codec, package / "wire.py")
+        fresh.mkdir()
+        for place, source in layout.items():
+            if source.is_dir():
+                shutil.copytree(source, fresh / place, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, fresh / place)
         _readable(fresh)
         fresh.replace(target)
     return target
