@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -13,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +23,7 @@ import httpx
 from headrace.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
+KEPT = ROOT / ".headrace" / "load"  # results, logs and installed references of the load harness; git ignores it
 HEADRACE = Path(sys.executable).with_name("headrace")
 
 _PASSED_ON = ("HEADRACE_BASE_IMAGE_", "HEADRACE_PIP_", "HEADRACE_NPM_", "HEADRACE_BUILD_", "HEADRACE_DRIVER")
@@ -122,14 +123,8 @@ class Headrace:
 
     def stop(self) -> None:
         """Ask it to end and wait for it; after a minute it is killed."""
-        process = self.process
-        if process is not None and process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(_STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        if self.process is not None:
+            end(self.process)
 
     def crash(self) -> None:
         """kill -9 of the supervisor; its children end with it."""
@@ -251,12 +246,13 @@ class Headrace:
         """Names of the running containers of this home."""
         return set(_docker("ps", "--filter", self._label, "--format", "{{.Names}}").split())
 
-    def image(self) -> str:
-        """The image that the instances run in."""
-        names = _docker("ps", "--filter", self._label, "--format", "{{.Image}}").split()
-        if not names:
+    def sandbox(self) -> tuple[str, str]:
+        """Image and network of the instances that run now."""
+        found = _docker("ps", "--filter", self._label, "--format", "{{.Image}} {{.Networks}}").splitlines()
+        if not found:
             raise Failure("no instance of Headrace runs in Docker.")
-        return names[0]
+        image, _, network = found[0].partition(" ")
+        return image, network
 
     def start_stray(self) -> str:
         """A container that looks like one of this home and belongs to nobody; its name."""
@@ -265,7 +261,7 @@ class Headrace:
         name = f"headrace-{tag}-{id}"
         labels = ["--label", f"headrace.home={tag}", "--label", f"headrace.instance={id}"]
         labels += ["--label", "headrace.role=instance"]
-        _docker("run", "-d", "--name", name, *labels, self.image(), "sleep", "300")
+        _docker("run", "-d", "--name", name, *labels, "--network", "none", self.sandbox()[0], "sleep", "300")
         return name
 
     def remove(self) -> None:
@@ -294,9 +290,30 @@ def headrace(**settings: str) -> Iterator[Headrace]:
         shutil.rmtree(home, ignore_errors=True)
 
 
-def plain(text: str) -> str:
-    """`text` without terminal colours."""
-    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ask a process to end and wait for it; after a minute it is killed."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def example(name: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """Files and config of `functions/<name>`."""
+    directory = ROOT / "functions" / name
+    if not directory.is_dir():
+        raise Failure(f"{directory} does not exist.")
+    files = {path.relative_to(directory).as_posix(): path.read_text() for path in sorted(directory.rglob("*.py"))}
+    settings = directory / "headrace.toml"
+    return files, tomllib.loads(settings.read_text()) if settings.exists() else {}
+
+
+def free_port() -> int:
+    """A port on loopback that nobody listens on."""
+    return _free_ports()[0]
 
 
 def _docker(*arguments: str) -> str:

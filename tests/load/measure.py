@@ -11,12 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from stack import Failure
+
 _LATENCY = r"^\s+{}%\s+([\d.]+)(us|ms|s|m)$"
 _MS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0}
 _SOCKET = re.compile(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)")
 
 
-class Unavailable(Exception):
+class Unavailable(Failure):
     """Something that a measurement needs is not there; the text says what to do."""
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import httpx
 from measure import Unavailable
-from stack import KEPT, free_port, stop
+
+from stack import KEPT, end, free_port
 
 HERE = Path(__file__).resolve().parent
 TOOLS = KEPT / "tools"
@@ -126,7 +127,7 @@ def _served(command: list[str], port: int, answer: Answer) -> Iterator[None]:
         log.unlink()
         yield
     finally:
-        stop(process)
+        end(process)
 
 
 def _wait_for(process: subprocess.Popen[bytes], port: int, answer: Answer, log: Path) -> None:

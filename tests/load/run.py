@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from measure import Unavailable
-from scenarios import SCENARIOS, Options
 
-from stack import KEPT
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the kit that all tests share
+
+from scenarios import SCENARIOS, Options  # noqa: E402
+
+from stack import KEPT, Failure  # noqa: E402
 
 
 def main(arguments: list[str]) -> int:
@@ -42,7 +44,7 @@ def main(arguments: list[str]) -> int:
         print(f"-- {name}", flush=True)
         try:
             report = SCENARIOS[name](Options(options.seconds, say))
-        except (Unavailable, httpx.HTTPError, OSError, subprocess.CalledProcessError) as reason:
+        except (Failure, httpx.HTTPError, OSError, subprocess.CalledProcessError) as reason:
             print(f"  FAILED: {type(reason).__name__}: {reason}", flush=True)
             results[name] = {"failures": [str(reason)]}
             failed = True

@@ -201,7 +201,7 @@ async def test_two_versions_with_one_new_layer_build_at_once(world: Kit) -> None
     async with asyncio.timeout(20):
         await asyncio.gather(*(world.builder.run(job) for job in jobs))
     assert [await world.state(version) for version in versions] == [READY, READY]
-    assert len(world.driver.calls) == 2
+    assert len(world.installs()) == 2
     [layer] = world.layers()
     assert (layer / "pil.py").read_text() == "installed"
 
@@ -239,7 +239,7 @@ async def test_a_layer_whose_directory_is_gone_is_installed_again(world: Kit) ->
     await world.ready(**FILES)
     durable.remove(world.layers()[0])
     await world.ready(**FILES, other="n = 1")
-    assert len(world.driver.calls) == 2 and len(world.layers()) == 1
+    assert len(world.installs()) == 2 and len(world.layers()) == 1
 
 
 async def test_a_node_that_dies_while_it_tries_the_version(world: Kit) -> None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -122,12 +123,13 @@ class Home:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Iterator[Home]:
-    home = Home(tmp_path / "home")
-    try:
-        yield home
-    finally:
-        home.end()
+def home() -> Iterator[Home]:
+    with tempfile.TemporaryDirectory(prefix="headrace-") as directory:  # short, so that `run` is inside it
+        home = Home(Path(directory) / "home")
+        try:
+            yield home
+        finally:
+            home.end()
 
 
 def test_up_starts_serves_and_stops_cleanly(home: Home) -> None:

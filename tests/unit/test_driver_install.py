@@ -8,18 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace import runtimes
 from headrace.drivers import install
-from headrace.drivers.install import Lines, check_size, python_source
+from headrace.drivers.install import Lines, check_size, package_source
 from headrace.errors import BuildFailed, SettingsError
 from headrace.settings import Settings
 
 SECRET_INDEX = "https://user:secret@index.example:8443/simple"
+PYTHON = runtimes.get("python")
 HIDDEN = tuple(install._addresses(SECRET_INDEX))
 
 
 def collected(hidden: tuple[str, ...] = ()) -> tuple[Lines, list[str]]:
     shown: list[str] = []
-    return Lines(hidden, shown.append), shown
+    return Lines(hidden, shown.append, ("Looking in indexes:",), ("ERROR:",)), shown
 
 
 @given(st.binary(max_size=60), st.data())
@@ -94,7 +96,7 @@ async def test_the_machine_s_own_pip_settings_reach_the_build(monkeypatch: pytes
     monkeypatch.setenv("PIP_INDEX_URL", SECRET_INDEX)
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "file:///srv/wheels https://more.example/simple")
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
-    source = await python_source(Settings())
+    source = await package_source(Settings(), PYTHON, "/out")
     assert source.env["PIP_INDEX_URL"] == SECRET_INDEX
     assert source.env["PIP_EXTRA_INDEX_URL"] == "https://more.example/simple"
     assert source.env["https_proxy"] == "http://proxy.example:3128"
@@ -108,22 +110,22 @@ async def test_settings_win_over_the_machine_s_pip(tmp_path: Path, monkeypatch: 
     bundle = tmp_path / "ca.pem"
     bundle.write_text("certificates")
     bundle.chmod(0o644)
-    settings = Settings(pip_index_url="https://own.example/simple", build_ca_bundle=str(bundle))
-    source = await python_source(settings)
+    settings = Settings(runtimes={"PIP_INDEX_URL": "https://own.example/simple"}, build_ca_bundle=str(bundle))
+    source = await package_source(settings, PYTHON, "/out")
     assert source.env["PIP_INDEX_URL"] == "https://own.example/simple"
     assert "PIP_EXTRA_INDEX_URL" not in source.env
     assert source.ca_bundle == bundle
     trusting = source.trusting("/inside.pem")
     assert {name for name, value in trusting.items() if value == "/inside.pem"} == {
-        *("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"),
+        *("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"),
     }
 
 
 async def test_a_ca_bundle_that_the_sandbox_could_not_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="HEADRACE_BUILD_CA_BUNDLE"):
-        await python_source(Settings(build_ca_bundle=str(tmp_path / "none.pem")))
+        await package_source(Settings(build_ca_bundle=str(tmp_path / "none.pem")), PYTHON, "/out")
     bundle = tmp_path / "ca.pem"
     bundle.write_text("certificates")
     bundle.chmod(0o600)
     with pytest.raises(SettingsError, match="chmod 644"):
-        await python_source(Settings(build_ca_bundle=str(bundle)))
+        await package_source(Settings(build_ca_bundle=str(bundle)), PYTHON, "/out")
