@@ -22,9 +22,9 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the kit that all tests share
 
-from scenarios import SCENARIOS, Options  # noqa: E402
+from scenarios import SCENARIOS, Options
 
-from stack import KEPT, Failure  # noqa: E402
+from stack import KEPT, Failure
 
 
 def main(arguments: list[str]) -> int:
