@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from headrace import runtimes
 from headrace.drivers.base import BuildSpec, EngineInfo, InstanceSpec, InstanceStatus
-from headrace.errors import BuildFailed, EngineUnavailable, HeadraceError, Invalid
+from headrace.errors import BuildFailed, EngineUnavailable, HeadraceError
 from headrace.model import Runtime
 
 Verb = Literal["check", "prepare", "start", "stop", "adjust", "inspect", "list", "build"]
@@ -132,8 +133,7 @@ class FakeDriver:
 
     async def prepare(self, runtime: Runtime) -> None:
         async with _Call(self, "prepare", runtime):
-            if runtime != "python":
-                raise Invalid(f"the fake driver has no runtime {runtime!r}.")
+            runtimes.get(runtime)
 
     async def start(self, spec: InstanceSpec) -> None:
         async with _Call(self, "start", spec.id):

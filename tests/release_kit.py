@@ -158,6 +158,10 @@ class Kit:
         await self.nodes.announce(node.row(self.clock.now()))
         return node
 
+    def installs(self) -> list[str]:
+        """The builds that the driver was asked for."""
+        return [subject for verb, subject in self.driver.calls if verb == "build"]
+
     async def submit(self, name: str = "hello", config: VersionConfig | None = None, **files: str) -> Version:
         """A version from text files; `requirements` stands for requirements.txt, other names for `<name>.py`."""
         texts = {"handler.py": HANDLER}

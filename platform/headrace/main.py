@@ -20,7 +20,7 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from headrace import errors
+from headrace import errors, runtimes
 from headrace import settings as knobs
 from headrace.clock import Clock, SystemClock
 from headrace.control.app import create_app
@@ -31,6 +31,7 @@ from headrace.drivers.process import ProcessDriver
 from headrace.jobs.rows import RowQueue
 from headrace.jobs.wake import RedisWake, SocketWake, Wake
 from headrace.jobs.worker import Worker
+from headrace.model import DEFAULT_RUNTIME
 from headrace.node import Node
 from headrace.releases.builder import Builder
 from headrace.releases.bundle import Bundles
@@ -77,7 +78,7 @@ async def init(settings: Settings, clock: Clock) -> None:
     try:
         info = await driver.check()
         logger.info("engine: %s %s", info.name, info.version)
-        await driver.prepare("python")
+        await driver.prepare(DEFAULT_RUNTIME)
     finally:
         await driver.close()
 
@@ -209,7 +210,7 @@ def main(arguments: list[str]) -> int:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("_granian").setLevel(logging.CRITICAL)  # a broken-off answer is in its record, not in the log
     try:
-        settings = knobs.load(os.environ)
+        settings = knobs.load(os.environ, runtimes.declared())
         os.umask(0o022)  # bundles, layers and shims are read by the sandbox's user; homes have their own modes
         uvloop.run(ROLES[arguments[0]](settings, SystemClock()))
     except errors.SettingsError as error:

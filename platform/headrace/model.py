@@ -16,6 +16,7 @@ HANDLER_PATTERN = r"^[A-Za-z_][A-Za-z0-9_./-]{0,190}\.[A-Za-z_][A-Za-z0-9_]{0,62
 ENV_NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"
 LIVE = "live"
 DEFAULT_NAMESPACE = "default"
+DEFAULT_RUNTIME = "python"
 SLOT_S = 10.0  # seconds of one MetricSlot
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
@@ -23,7 +24,7 @@ EnvName = Annotated[str, StringConstraints(pattern=ENV_NAME_PATTERN)]
 EnvText = Annotated[
     str, StringConstraints(max_length=32_768), Field(json_schema_extra={"pattern": r"^[^\x00]*$"})  # checked below
 ]
-Runtime = Literal["python", "node"]
+Runtime = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]  # a folder of runtime-images
 Kind = Literal["auto", "handler", "asgi"]
 Network = Literal["egress", "none"]
 Access = Literal["public", "private"]
@@ -60,7 +61,7 @@ class VersionConfig(BaseModel):
         json_schema_extra={"examples": [{"handler": "handler.handler", "memory_mb": 256, "timeout_s": 10}]},
     )
 
-    runtime: Runtime = Field("python", description="Language runtime.")
+    runtime: Runtime = Field(DEFAULT_RUNTIME, description="Language runtime: one of the installation's.")
     handler: Annotated[str, StringConstraints(pattern=HANDLER_PATTERN)] = Field(
         "handler.handler", description="`module.attribute` of the handler or ASGI application."
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,10 +31,9 @@ class Settings(BaseModel):
     control_port: int = Field(7700, ge=1, le=65_535, description="Port of the control API.")
     driver: Literal["docker", "process"] = Field("docker", description="`process` has no isolation: development only.")
     engine_socket: str = Field("/var/run/docker.sock", description="Unix socket of the Docker engine.")
-    base_image_python: str = Field("", description="Image with python3 and pip; empty: pulled, else made locally.")
-    base_image_node: str = Field("", description="Image with node and npm; used by the node runtime.")
-    pip_index_url: str = Field("", repr=False, description="Package index of builds; empty: the host's pip settings.")
-    npm_registry: str = Field("", repr=False, description="Registry of builds; empty: the host's npm settings.")
+    runtimes: dict[str, str] = Field(
+        default_factory=dict, repr=False, description="What the runtimes declare: base images and package indexes."
+    )
     build_ca_bundle: str = Field("", description="CA bundle that builds trust; empty: the host's own, if found.")
     max_body_mb: int = Field(32, ge=1, le=1024, description="Longest request body, MiB.")
     drain_s: float = Field(30.0, ge=0, le=900, description="A stopping node waits this long for running calls.")
@@ -118,29 +117,32 @@ class Settings(BaseModel):
 
     def environment(self) -> dict[str, str]:
         """These settings as the environment of a child process."""
-        return {
-            PREFIX + name.upper(): str(value)
-            for name, value in self.model_dump(exclude_defaults=True).items()
-            if value != ""
-        }
+        own = self.model_dump(exclude_defaults=True, exclude={"runtimes"})
+        return {PREFIX + name.upper(): str(value) for name, value in {**own, **self.runtimes}.items() if value != ""}
 
 
-def load(environ: Mapping[str, str], **overrides: Any) -> Settings:
+def load(environ: Mapping[str, str], declared: Collection[str], **overrides: Any) -> Settings:
     """Settings from `HEADRACE_*` in `environ`, with `overrides` (None: not given) on top.
+
+    `declared` are the settings, without prefix, that the runtimes have.
 
     Raises `SettingsError` naming every unknown or malformed setting, its problem and what to do.
     """
     values: dict[str, Any] = {}
+    of_runtimes: dict[str, str] = {}
+    fields = Settings.model_fields.keys() - {"runtimes"}
     problems = []
     for name, value in environ.items():
         if name.startswith(PREFIX):
             field = name.removeprefix(PREFIX).lower()
-            if field in Settings.model_fields:
+            if field in fields:
                 values[field] = value
+            elif field.upper() in declared:
+                of_runtimes[field.upper()] = value
             else:
-                known = ", ".join(PREFIX + known.upper() for known in Settings.model_fields)
+                known = ", ".join(PREFIX + known.upper() for known in (*sorted(fields), *sorted(declared)))
                 problems.append(f"{name} is not a setting: remove it or correct its name. Known: {known}.")
-    values.update({name: value for name, value in overrides.items() if value is not None})
+    values.update({name: value for name, value in overrides.items() if value is not None}, runtimes=of_runtimes)
     try:
         settings = Settings(**values)
     except ValidationError as error:

@@ -21,6 +21,7 @@ import pytest
 import requests
 
 from driver_kit import Kit
+from headrace import runtimes
 from headrace.drivers import engine, images
 from headrace.drivers.docker_engine import DockerDriver
 from headrace.errors import EngineUnavailable
@@ -184,7 +185,7 @@ async def test_of_networks_made_at_the_same_moment_one_stays(settings: Settings,
     played.script("GET /networks", (200, []), (200, [network("n2"), network("n1")]))
     played.script("POST /networks/create", (201, {"Id": "n2"}))
     played.script("DELETE /networks/n2", (204, ""))
-    played.script(f"GET /images/{images.image_name(settings, 'python')}/json", (200, {"Id": "x"}))
+    played.script(f"GET /images/{runtimes.get('python').image_name(settings)}/json", (200, {"Id": "x"}))
     driver = DockerDriver(settings)
     await driver.prepare("python")
     await driver.close()
@@ -199,7 +200,7 @@ async def test_a_container_that_can_not_start_is_removed(settings: Settings, pla
     played.script("POST /containers/create", (201, {"Id": "c1"}))
     played.script(f"POST /containers/{name}/start", (400, {"message": 'exec: "python3": executable file not found'}))
     played.script(f"DELETE /containers/{name}", (204, ""))
-    assert "HEADRACE_BASE_IMAGE_PYTHON" in await refusal(settings, lambda driver: driver.start(spec))
+    assert "HEADRACE_BASE_IMAGE_" in await refusal(settings, lambda driver: driver.start(spec))
     assert f"DELETE /containers/{name}" in played.asked
     await kit.close()
 
@@ -207,7 +208,7 @@ async def test_a_container_that_can_not_start_is_removed(settings: Settings, pla
 async def test_an_image_that_was_removed_is_got_again(settings: Settings, played: PlayedEngine) -> None:
     kit = Kit("fake")
     spec = await kit.spec("serve")
-    image = images.image_name(settings, "python")
+    image = runtimes.get("python").image_name(settings)
     played.script("POST /containers/create", IMAGE_MISSING, (201, {"Id": "c1"}))
     played.script(f"POST /containers/headrace-{settings.home_tag}-{spec.id}/start", (204, ""))
     played.script(f"GET /images/{image}/json", IMAGE_MISSING)
@@ -235,7 +236,7 @@ async def test_a_registry_that_gives_nothing_is_given_up(
     settings: Settings, played: PlayedEngine, monkeypatch: pytest.MonkeyPatch, registry: Answer | None
 ) -> None:
     monkeypatch.setattr(images, "_REGISTRY_ANSWERS_S", 0.2)
-    chosen = settings.model_copy(update={"base_image_python": "registry.example/python:mine"})
+    chosen = settings.model_copy(update={"runtimes": {"BASE_IMAGE_PYTHON": "registry.example/python:mine"}})
     played.script("GET /images/registry.example/python:mine/json", IMAGE_MISSING)
     played.script("POST /images/create", registry)
     detail = await refusal(chosen, lambda driver: driver.prepare("python"))
@@ -246,7 +247,7 @@ async def test_without_registry_and_without_root_the_ways_out_are_named(
     settings: Settings, played: PlayedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(images.os, "geteuid", lambda: 1000)
-    for image in (images.image_name(settings, "python"), "python:3.11-slim"):
+    for image in (runtimes.get("python").image_name(settings), "python:3.11-slim"):
         played.script(f"GET /images/{image}/json", IMAGE_MISSING)
     detail = await refusal(settings, lambda driver: driver.prepare("python"))
     for way in ("sudo ./platform/up", "docker pull python:3.11-slim", "HEADRACE_BASE_IMAGE_PYTHON"):

@@ -22,12 +22,13 @@ from typing import Literal
 
 import httpx
 
-from headrace import errors
+from headrace import errors, runtimes
 from headrace.cli.client import Control, http_client
 from headrace.cli.output import Output, bytes_text
 from headrace.cli.ports import check_free
 from headrace.cli.uplock import UpLock
 from headrace.errors import HeadraceError
+from headrace.model import DEFAULT_RUNTIME
 from headrace.settings import Settings
 
 State = Literal["ok", "warn", "fail"]
@@ -156,9 +157,8 @@ async def _images(settings: Settings) -> Check:
     if settings.driver == "process":
         return Check("images", "ok", "none are needed by the process driver")
     from headrace.drivers.engine import Engine
-    from headrace.drivers.images import image_name
 
-    name = image_name(settings, "python")
+    name = runtimes.get(DEFAULT_RUNTIME).image_name(settings)
     engine = Engine(settings.engine_socket)
     try:
         there = await engine.call("looking for images", lambda client: bool(client.images(name=name)))

@@ -26,9 +26,15 @@ class Session:
 
     def settings_with(self, **overrides: Any) -> Settings:
         """The settings with options of the command line on top; None: not given."""
+        from headrace import runtimes
         from headrace.settings import load
 
-        return load(self.environ, **overrides)
+        return load(self.environ, runtimes.declared(), **overrides)
+
+    def close(self) -> None:
+        """Let go of what was opened."""
+        if "control" in self.__dict__:
+            self.control.close()
 
     @cached_property
     def control(self) -> Control:

@@ -15,14 +15,15 @@ from typing import Any, TypeVar
 
 from docker import APIClient
 
+from headrace import runtimes
 from headrace.drivers import containers, sandbox
 from headrace.drivers.base import BuildSpec
 from headrace.drivers.containers import Output
 from headrace.drivers.engine import Engine
-from headrace.drivers.images import image_name
-from headrace.drivers.install import Lines, check_size, python_source, until_too_large
+from headrace.drivers.install import Lines, check_size, dependencies_of, package_source, until_too_large
 from headrace.drivers.procfs import process_tag
 from headrace.errors import BuildFailed
+from headrace.runtimes import Dependencies
 from headrace.settings import Settings
 from headrace.tasks import Tasks
 
@@ -43,13 +44,20 @@ class DockerBuilds:
 
     async def run(self, spec: BuildSpec, on_line: Callable[[str], None]) -> None:
         """As `Driver.build`. The image and the network exist already."""
-        source = await python_source(self._settings)
-        env = source.env if source.ca_bundle is None else source.trusting(sandbox.CA_BUNDLE)
-        image = image_name(self._settings, spec.runtime)
-        owner = process_tag(os.getpid())
-        config = sandbox.build_config(spec, image, self._home, owner=owner, env=env, ca_bundle=source.ca_bundle)
+        runtime = runtimes.get(spec.runtime)
+        wanted = dependencies_of(runtime)
+        source = await package_source(self._settings, runtime, sandbox.OUT)
+        config = sandbox.build_config(
+            spec,
+            runtime.image_name(self._settings),
+            wanted.install,
+            self._home,
+            owner=process_tag(os.getpid()),
+            env=source.env if source.ca_bundle is None else source.trusting(sandbox.CA_BUNDLE),
+            ca_bundle=source.ca_bundle,
+        )
         name = sandbox.build_name(self._home, spec.id)
-        lines = Lines(source.hidden, on_line)
+        lines = Lines(source.hidden, on_line, wanted.noise, wanted.errors)
         _open_for_writing(spec)
         async with self._free:
             doing = f"building {spec.id}"
@@ -60,7 +68,7 @@ class DockerBuilds:
             finally:
                 await asyncio.shield(self._engine.keep(self._clean_up(creating, name), f"remove build {spec.id}"))
         await asyncio.to_thread(check_size, spec.out_dir)
-        _judge(spec, state, lines)
+        _judge(spec, wanted, state, lines)
 
     def sweep(self, client: APIClient) -> None:
         """Remove the containers of builds whose process is dead."""
@@ -111,11 +119,8 @@ def _open_for_writing(spec: BuildSpec) -> None:
         os.chown(spec.out_dir, sandbox.SANDBOX_USER, sandbox.SANDBOX_USER)
 
 
-def _judge(spec: BuildSpec, state: dict[str, Any], lines: Lines) -> None:
+def _judge(spec: BuildSpec, wanted: Dependencies, state: dict[str, Any], lines: Lines) -> None:
     if state["OOMKilled"]:
-        raise BuildFailed(
-            f"installing the dependencies needs more than {spec.memory_mb} MiB. Use packages that have a wheel, so "
-            "that nothing is compiled."
-        )
+        raise BuildFailed(f"installing the dependencies needs more than {spec.memory_mb} MiB. {wanted.memory_advice}")
     if state["ExitCode"] != 0:
-        raise BuildFailed(f"the dependencies could not be installed: {lines.reason()}. Correct requirements.txt.")
+        raise BuildFailed(f"the dependencies could not be installed: {lines.reason()}. Correct {wanted.file}.")

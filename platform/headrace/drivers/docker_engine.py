@@ -15,11 +15,13 @@ from collections.abc import Callable
 from docker import APIClient
 from docker.errors import NotFound
 
+from headrace import runtimes
 from headrace.drivers import containers, sandbox
 from headrace.drivers.base import BuildSpec, EngineInfo, InstanceSpec, InstanceStatus
 from headrace.drivers.docker_build import DockerBuilds
 from headrace.drivers.engine import Engine
-from headrace.drivers.images import Images, image_name
+from headrace.drivers.images import Images
+from headrace.drivers.install import show_layer
 from headrace.errors import EngineUnavailable
 from headrace.model import Runtime
 from headrace.settings import Settings
@@ -54,7 +56,7 @@ class DockerDriver:
 
     async def prepare(self, runtime: Runtime) -> None:
         await self._engine.call("making the network of instances", containers.ensure_network)
-        await self._images.ensure(runtime)
+        await self._images.ensure(runtimes.get(runtime))
         await self._engine.call("removing abandoned builds", self._builds.sweep)
 
     async def start(self, spec: InstanceSpec) -> None:
@@ -69,7 +71,10 @@ class DockerDriver:
 
     async def _start(self, spec: InstanceSpec) -> None:
         name = sandbox.container_name(self._home, spec.id)
-        config = sandbox.instance_config(spec, image_name(self._settings, spec.runtime), self._home)
+        runtime = runtimes.get(spec.runtime)
+        image, command = runtime.image_name(self._settings), runtime.shim.command
+        config = sandbox.instance_config(spec, image, command, self._home)
+        show_layer(spec, sandbox.LAYER)
         doing = f"starting instance {spec.id}"
         if not await self._engine.call(doing, lambda client: containers.create_and_start(client, name, config)):
             await self.prepare(spec.runtime)  # somebody has removed the image or the network

@@ -106,7 +106,9 @@ def _explain_answer(error: BaseException, socket: str) -> str:
     if isinstance(error, ImageNotFound):
         return f"an image is missing ({text}). Start Headrace again: it gets the image first."
     if "executable file not found" in text or ("no such file or directory" in text and "exec" in text):
-        return f"the image does not hold the program to run ({text}). Correct HEADRACE_BASE_IMAGE_PYTHON."
+        return (
+            f"the image does not hold the program to run ({text}). Correct HEADRACE_BASE_IMAGE_<RUNTIME>, if it is set."
+        )
     if isinstance(error, APIError):
         return f"the Docker engine refused: {text}."
     return f"the Docker engine at {socket} can't be used ({text}). Check it with `docker info`."

@@ -1,6 +1,6 @@
 """The base image of each runtime: taken from a registry when one answers, else made on this machine.
 
-An image is named by its recipe, `runtime-images/<runtime>/base.json`: same recipe, same name, so it is got once and
+An image is named by its recipe, which stands in the runtime's manifest: same recipe, same name, so it is got once and
 found at once ever after. `HEADRACE_BASE_IMAGE_<RUNTIME>` names one that is taken as it is.
 
 Making it: `debootstrap` unpacks a minimal Debian below HOME, in a mount namespace of its own so that nothing stays
@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import hashlib
 import json
 import logging
 import os
 import re
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -30,9 +30,8 @@ from docker import APIClient
 from docker.errors import APIError, DockerException, ImageNotFound
 
 from headrace.drivers.engine import Engine
-from headrace.errors import EngineUnavailable, Invalid
-from headrace.model import Runtime
-from headrace.resources import share
+from headrace.errors import EngineUnavailable
+from headrace.runtimes import Image, Runtime, filled
 from headrace.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -47,14 +46,6 @@ _STEPS = ("I: Retrieving", "I: Unpacking", "I: Configuring")  # one package each
 _PROGRESS_EVERY = 20
 
 
-def image_name(settings: Settings, runtime: Runtime) -> str:
-    """The image that instances of `runtime` run in, whether it exists already or not."""
-    chosen = {"python": settings.base_image_python, "node": settings.base_image_node}[runtime]
-    if chosen:
-        return chosen
-    return f"headrace-{runtime}:{hashlib.sha256(_recipe_path(runtime).read_bytes()).hexdigest()[:12]}"
-
-
 class Images:
     """Gets base images into one engine."""
 
@@ -65,23 +56,22 @@ class Images:
 
     async def ensure(self, runtime: Runtime) -> None:
         """Make sure that the image of `runtime` exists. Takes about a minute when it has to be made."""
-        image = image_name(self._settings, runtime)
-        recipe = json.loads(_recipe_path(runtime).read_bytes())
+        image = runtime.image_name(self._settings)
         if await self._engine.call("looking for the base image", lambda client: _exists(client, image)):
             return
         async with self._alone():
             if await self._engine.call("looking for the base image", lambda client: _exists(client, image)):
                 return
-            if image == getattr(self._settings, f"base_image_{runtime}"):
+            if image == self._settings.runtimes.get(runtime.image_setting):
                 await self._fetch_chosen(image, runtime)
-            elif not await self._fetch(recipe["pull"], image):
-                await self._make(recipe, image)
+            elif not await self._fetch(runtime.image.pull, image):
+                await self._make(runtime, image)
 
     async def _fetch_chosen(self, image: str, runtime: Runtime) -> None:
         if not await self._fetch(image, image):
             raise EngineUnavailable(
                 f"the image {image} is neither in the Docker engine nor does its registry give it. Get it with "
-                f"`docker pull {image}`, or leave out HEADRACE_BASE_IMAGE_{runtime.upper()}."
+                f"`docker pull {image}`, or leave out HEADRACE_{runtime.image_setting}."
             )
 
     async def _fetch(self, source: str, image: str) -> bool:
@@ -97,16 +87,21 @@ class Images:
             abandoned.set()
         return True
 
-    async def _make(self, recipe: dict[str, Any], image: str) -> None:
-        self._check_tools(recipe)
+    async def _make(self, runtime: Runtime, image: str) -> None:
+        self._check_tools(runtime)
+        recipe = runtime.image
         logger.info("base image: making %s on this machine, about a minute, once", image)
         root, archive = self._workshop / "root", self._workshop / "root.tar"
         await asyncio.to_thread(shutil.rmtree, self._workshop, ignore_errors=True)
         self._workshop.mkdir(parents=True, mode=0o700)
         try:
             await _run(_debootstrap(recipe, root), "making the base image")
+            if recipe.finish:
+                logger.info("base image: adding what the distribution does not have")
+                places: dict[str, str | Path] = {"self": sys.executable, "runtime": runtime.directory, "root": root}
+                await _run(filled(recipe.finish, places), "completing the base image")
             logger.info("base image: packing")
-            leave_out = [f"--exclude={pattern}" for pattern in recipe["leave_out"]]
+            leave_out = [f"--exclude={pattern}" for pattern in recipe.leave_out]
             pack = ["tar", "-C", str(root), "--numeric-owner", "--mode=a-s", *leave_out, "-cf", str(archive), "."]
             await _run(pack, "packing the base image")
             logger.info("base image: handing it to the engine")
@@ -115,17 +110,18 @@ class Images:
             await asyncio.to_thread(shutil.rmtree, self._workshop, ignore_errors=True)
         logger.info("base image: ready")
 
-    def _check_tools(self, recipe: dict[str, Any]) -> None:
+    def _check_tools(self, runtime: Runtime) -> None:
         missing = [tool for tool in ("debootstrap", "unshare", "tar") if shutil.which(tool) is None]
         if os.geteuid() == 0 and not missing:
             return
         way = (
             f"`apt-get install {' '.join(missing)}`" if missing else "`sudo ./platform/up` once, which makes it as root"
         )
+        recipe = runtime.image
         raise EngineUnavailable(
-            f"no registry gave {recipe['pull']}, and it can't be made on this machine as it is. One of these helps: "
-            f"{way}; `docker pull {recipe['pull']}` where a registry is in reach; or HEADRACE_BASE_IMAGE_PYTHON with "
-            "the name of an image that holds python3 and pip."
+            f"no registry gave {recipe.pull}, and it can't be made on this machine as it is. One of these helps: "
+            f"{way}; `docker pull {recipe.pull}` where a registry is in reach; or HEADRACE_{runtime.image_setting} "
+            f"with the name of an image that holds {recipe.holds}."
         )
 
     @asynccontextmanager
@@ -136,13 +132,6 @@ class Images:
             while not _locked(lock.fileno()):  # noqa: ASYNC110 - held by another process, which wakes nobody
                 await asyncio.sleep(_LOCK_POLL_S)
             yield
-
-
-def _recipe_path(runtime: Runtime) -> Path:
-    path = share("runtime-images") / runtime / "base.json"
-    if not path.is_file():
-        raise Invalid(f"the runtime {runtime!r} is not part of this version of Headrace: use python.")
-    return path
 
 
 def _locked(descriptor: int) -> bool:
@@ -215,12 +204,12 @@ def _shortly(error: EngineUnavailable) -> str:
     return "it was refused" if isinstance(cause, APIError | DockerException) else "it can't be reached"
 
 
-def _debootstrap(recipe: dict[str, Any], root: Path) -> list[str]:
+def _debootstrap(recipe: Image, root: Path) -> list[str]:
     """The command."""
     keyring = [f"--keyring={_KEYRING}"] if _KEYRING.is_file() else []
     mirror = [found] if (found := _debian_mirror()) else []
-    include = "--include=" + ",".join(recipe["packages"])
-    command = ["unshare", "--mount", "debootstrap", "--variant=minbase", *keyring, include, recipe["suite"], str(root)]
+    include = "--include=" + ",".join(recipe.packages)
+    command = ["unshare", "--mount", "debootstrap", "--variant=minbase", *keyring, include, recipe.suite, str(root)]
     return [*command, *mirror]
 
 

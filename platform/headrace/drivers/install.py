@@ -1,17 +1,15 @@
 """What a build needs to reach the package index as this machine does, and what it must not show.
 
-The index, proxies and the CA bundle come from the settings, else from the machine's own pip configuration. They
-travel to the installer as environment; addresses in what it prints are replaced, because they may hold credentials
-and are nobody's business who only deploys a function.
+The index, proxies and the CA bundle come from the settings, else from this machine's own configuration of the
+language's installer, which the runtime knows to read. They travel to the installer as environment; addresses in what it
+prints are replaced, because they may hold credentials and are nobody's business who only deploys a function.
 """
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import contextlib
 import os
-import re
 import ssl
 import sys
 import urllib.parse
@@ -21,7 +19,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from headrace import runtimes
+from headrace.drivers.base import InstanceSpec
 from headrace.errors import BuildFailed, SettingsError
+from headrace.runtimes import Dependencies, Runtime
 from headrace.settings import Settings
 
 _USUAL_BUNDLES = (
@@ -30,10 +31,8 @@ _USUAL_BUNDLES = (
     "/etc/ssl/ca-bundle.pem",  # openSUSE
     "/etc/ssl/cert.pem",  # macOS, BSD
 )
-_TAKEN = ("index-url", "extra-index-url", "trusted-host")
-_CONFIG_LINE = re.compile(r"^(?P<section>[^.]+)\.(?P<name>[a-z-]+)=(?P<value>.*)$")
-_CONFIG_TIMEOUT_S = 20
-_NOISE = ("Looking in indexes:", "Looking in links:")
+_BUNDLE = "CA_BUNDLE"  # of what a runtime's `source` prints
+_SOURCE_TIMEOUT_S = 20
 _SHOWN = "<package index>"
 _KEPT_LINES = 200
 _LONGEST_LINE = 4000
@@ -50,43 +49,55 @@ class PackageSource:
     env: dict[str, str]
     hidden: tuple[str, ...]
     ca_bundle: Path | None
+    ca_env: tuple[str, ...]
 
     def trusting(self, bundle: str) -> dict[str, str]:
         """`env` with the CA bundle at the path under which the installer sees it."""
-        names = ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
-        return self.env | dict.fromkeys(names, bundle)
+        return self.env | dict.fromkeys(self.ca_env, bundle)
 
 
-async def python_source(settings: Settings) -> PackageSource:
-    """How pip reaches its index. Raises `SettingsError` for a CA bundle that isn't there or can't be read by all."""
-    config = await _pip_config()
-    env = {
-        "PIP_NO_INPUT": "1",
-        "PIP_NO_CACHE_DIR": "1",
-        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-        "PIP_PROGRESS_BAR": "off",
-        "PIP_ROOT_USER_ACTION": "ignore",
-    }
-    if settings.pip_index_url:
-        env["PIP_INDEX_URL"] = settings.pip_index_url
-    else:
-        for name in _TAKEN:
-            if value := _remote_only(name, config.get(name, "")):
-                env["PIP_" + name.replace("-", "_").upper()] = value
-    for scheme, address in urllib.request.getproxies().items():
-        env[f"{scheme}_proxy"] = address
-    urls = " ".join(env.get(name, "") for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"))
-    return PackageSource(env, tuple(_addresses(urls)), _ca_bundle(settings, config.get("cert", "")))
+async def package_source(settings: Settings, runtime: Runtime, out: str) -> PackageSource:
+    """How the installer of `runtime` reaches its index and works in `out`, as it sees that directory.
+
+    Raises `SettingsError` for a CA bundle that isn't there or can't be read by all.
+    """
+    wanted = dependencies_of(runtime)
+    found = await _this_machines(runtime, wanted)
+    bundle = _ca_bundle(settings, found.pop(_BUNDLE, ""))
+    if own := settings.runtimes.get(wanted.setting):
+        found = {wanted.setting_env: own}
+    proxies = {f"{scheme}_proxy": address for scheme, address in urllib.request.getproxies().items()}
+    env = dict(zip(wanted.env, runtimes.filled(list(wanted.env.values()), {"out": out}), strict=True))
+    urls = " ".join(value for value in found.values() if "://" in value)
+    return PackageSource(env | found | proxies, tuple(_addresses(urls)), bundle, wanted.ca_env)
+
+
+def dependencies_of(runtime: Runtime) -> Dependencies:
+    """How `runtime` installs packages; raises `BuildFailed` when it can't."""
+    if runtime.dependencies is None:
+        raise BuildFailed(
+            f"the runtime {runtime.name} installs nothing: put all that the function needs in the bundle."
+        )
+    return runtime.dependencies
 
 
 class Lines:
     """What an installer prints, cut into lines that may be shown, each handed to `on_line`.
 
-    Remembers the end, for the reason of a failure.
+    Remembers the end, for the reason of a failure. Lines that start with one of `noise` are dropped; with one of
+    `errors`, they are the reason.
     """
 
-    def __init__(self, hidden: tuple[str, ...], on_line: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        hidden: tuple[str, ...],
+        on_line: Callable[[str], None],
+        noise: tuple[str, ...] = (),
+        errors: tuple[str, ...] = (),
+    ) -> None:
         self._hidden = hidden
+        self._noise = noise
+        self._errors = errors
         self._on_line = on_line
         self._partial = b""
         self._last: deque[str] = deque(maxlen=_KEPT_LINES)
@@ -108,18 +119,35 @@ class Lines:
 
     def reason(self) -> str:
         """The installer's last meaningful words: its errors when it named any."""
-        errors = [line.removeprefix("ERROR:").strip() for line in self._last if line.startswith("ERROR:")]
-        words = errors or [line.strip() for line in self._last if line.strip()]
+        words = [word for line in self._last if (word := self._error(line))]
+        words = words or [line.strip() for line in self._last if line.strip()]
         return " / ".join(word[:_LONGEST_REASON] for word in words[-3:]) or "the installer printed nothing"
+
+    def _error(self, line: str) -> str:
+        """What `line` says went wrong; empty for any other line."""
+        mark = next((mark for mark in self._errors if line.startswith(mark)), None)
+        return "" if mark is None else line.removeprefix(mark).strip()
 
     def _show(self, raw: bytes) -> None:
         line = raw[:_LONGEST_LINE].decode("utf-8", "replace").rstrip("\r").replace("\0", "")
-        if line.startswith(_NOISE):
+        if self._noise and line.startswith(self._noise):
             return
         for address in self._hidden:
             line = line.replace(address, _SHOWN)
         self._last.append(line)
         self._on_line(line)
+
+
+def show_layer(spec: InstanceSpec, layer: str) -> None:
+    """Let what has to lie beside the code appear there, in the directory that the instance sees as its own.
+
+    `layer` is the layer's path as the instance sees it.
+    """
+    wanted = runtimes.get(spec.runtime).dependencies
+    if spec.layer_dir is not None and wanted is not None and wanted.beside:
+        link = spec.socket_dir / wanted.beside
+        link.unlink(missing_ok=True)
+        link.symlink_to(f"{layer}/{wanted.beside}")
 
 
 async def until_too_large(directory: Path) -> None:
@@ -156,16 +184,18 @@ def _blocks(entry: os.DirEntry[str]) -> int:
     return 0
 
 
-async def _pip_config() -> dict[str, str]:
-    """The machine's pip configuration, as pip itself merges files and environment; empty where there is no pip."""
+async def _this_machines(runtime: Runtime, wanted: Dependencies) -> dict[str, str]:
+    """What the runtime's `source` finds on this machine, by variable; empty when it can't tell."""
+    if not wanted.source:
+        return {}
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "pip", "--disable-pip-version-check", "config", "list"),
+        *runtimes.filled(wanted.source, {"self": sys.executable, "runtime": runtime.directory}),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
     )
     try:
-        async with asyncio.timeout(_CONFIG_TIMEOUT_S):
+        async with asyncio.timeout(_SOURCE_TIMEOUT_S):
             output, _ = await process.communicate()
     except TimeoutError:
         return {}
@@ -173,28 +203,8 @@ async def _pip_config() -> dict[str, str]:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    return _parse_config(output.decode(errors="replace"))
-
-
-def _parse_config(text: str) -> dict[str, str]:
-    """`section.name='value'` lines; the environment wins over `install`, and that over `global`."""
-    found: dict[str, tuple[int, str]] = {}
-    rank = {"global": 0, "install": 1, ":env:": 2}
-    for line in text.splitlines():
-        match = _CONFIG_LINE.match(line)
-        if match and match["section"] in rank:
-            value = str(ast.literal_eval(match["value"]))
-            place = rank[match["section"]]
-            if place >= found.get(match["name"], (0, ""))[0]:
-                found[match["name"]] = (place, value)
-    return {name: value for name, (_, value) in found.items()}
-
-
-def _remote_only(name: str, value: str) -> str:
-    """Without addresses that only this machine can open."""
-    if name == "trusted-host":
-        return " ".join(value.split())
-    return " ".join(url for url in value.split() if url.startswith(("http://", "https://")))
+    pairs = (line.partition("=") for line in output.decode(errors="replace").splitlines())
+    return {name: value for name, _, value in pairs if value}
 
 
 def _addresses(urls: str) -> list[str]:
@@ -207,7 +217,7 @@ def _addresses(urls: str) -> list[str]:
     return sorted((text for text in found if text), key=len, reverse=True)
 
 
-def _ca_bundle(settings: Settings, from_pip: str) -> Path | None:
+def _ca_bundle(settings: Settings, from_installer: str) -> Path | None:
     if settings.build_ca_bundle:
         path = Path(settings.build_ca_bundle).expanduser().absolute()
         if not path.is_file() or not path.stat().st_mode & 0o004:
@@ -216,7 +226,7 @@ def _ca_bundle(settings: Settings, from_pip: str) -> Path | None:
                 "Correct the path, or `chmod 644` it."
             )
         return path
-    defaults = (from_pip, ssl.get_default_verify_paths().cafile or "", *_USUAL_BUNDLES)
+    defaults = (from_installer, ssl.get_default_verify_paths().cafile or "", *_USUAL_BUNDLES)
     for candidate in defaults:
         if candidate and (path := Path(candidate)).is_file() and path.stat().st_mode & 0o004:
             return path.resolve()

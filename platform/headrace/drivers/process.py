@@ -19,16 +19,17 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from headrace import runtimes
 from headrace.drivers.base import BuildSpec, EngineInfo, InstanceSpec, InstanceStatus
-from headrace.drivers.install import Lines, check_size, python_source, until_too_large
+from headrace.drivers.install import Lines, check_size, dependencies_of, package_source, show_layer, until_too_large
 from headrace.drivers.procfs import start_time
 from headrace.errors import BuildFailed, EngineUnavailable, Invalid, SettingsError
-from headrace.model import Runtime
+from headrace.runtimes import Runtime
 from headrace.settings import Settings
 from headrace.tasks import Tasks
 
@@ -77,9 +78,9 @@ class ProcessDriver:
     async def check(self) -> EngineInfo:
         return EngineInfo("process", platform.python_version(), False, _NO_ISOLATION)
 
-    async def prepare(self, runtime: Runtime) -> None:
-        if runtime != "python":
-            raise Invalid(f"the runtime {runtime!r} needs the docker driver; the process driver runs python.")
+    async def prepare(self, runtime: str) -> None:
+        found = runtimes.get(runtime)
+        _command(found, found.shim.process, {})
         _make_root(self._root)
 
     async def start(self, spec: InstanceSpec) -> None:
@@ -110,14 +111,15 @@ class ProcessDriver:
         return _statuses(self._root)
 
     async def build(self, spec: BuildSpec, on_line: Callable[[str], None]) -> None:
-        source = await python_source(self._settings)
+        runtime = runtimes.get(spec.runtime)
+        wanted = dependencies_of(runtime)
+        source = await package_source(self._settings, runtime, str(spec.out_dir))
         env = source.env if source.ca_bundle is None else source.trusting(str(source.ca_bundle))
-        lines = Lines(source.hidden, on_line)
+        lines = Lines(source.hidden, on_line, wanted.noise, wanted.errors)
         installer = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-u", "-m", "pip", "install", "--target", str(spec.out_dir)),
-            *("-r", "requirements.txt"),
+            *_command(runtime, wanted.process or wanted.install, {"out": spec.out_dir}),
             cwd=spec.code_dir,
-            env=_ENV | env | {"PIP_CONFIG_FILE": os.devnull},
+            env=_ENV | env,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -138,7 +140,7 @@ class ProcessDriver:
             await asyncio.shield(self._tasks.spawn(_reap(installer), f"end build {spec.id}"))
         await asyncio.to_thread(check_size, spec.out_dir)
         if installer.returncode:
-            raise BuildFailed(f"the dependencies could not be installed: {lines.reason()}. Correct requirements.txt.")
+            raise BuildFailed(f"the dependencies could not be installed: {lines.reason()}. Correct {wanted.file}.")
 
     async def close(self) -> None:
         await self._tasks.aclose()
@@ -156,10 +158,10 @@ def _spawn(directory: Path, spec: InstanceSpec) -> None:
     }
     if spec.layer_dir is not None:
         env["HEADRACE_LAYER"] = str(spec.layer_dir)
-    # -S: the platform's own packages stay out of the function's sight, as they do in a container.
-    interpreter = [sys.executable, "-I", "-S", "-B", "-u", str(spec.shim_dir / "headrace_shim")]
+    runtime = runtimes.get(spec.runtime)
+    show_layer(spec, str(spec.layer_dir))
     directory.mkdir(mode=0o700, exist_ok=True)
-    command = [_SHELL, "-c", _LEADER, str(directory), *interpreter]
+    command = [_SHELL, "-c", _LEADER, str(directory), *_command(runtime, runtime.shim.process, {"shim": spec.shim_dir})]
     nowhere = [(os.POSIX_SPAWN_OPEN, descriptor, os.devnull, os.O_RDWR, 0) for descriptor in (0, 1, 2)]
     try:
         pid = os.posix_spawn(_SHELL, command, env, file_actions=nowhere, setsid=True)
@@ -169,6 +171,18 @@ def _spawn(directory: Path, spec: InstanceSpec) -> None:
     partial = directory / "record.partial"
     partial.write_text(json.dumps(record))
     partial.rename(directory / "record")
+
+
+def _command(runtime: Runtime, command: Sequence[str], places: Mapping[str, Path]) -> list[str]:
+    """`command` of `runtime` on this machine. Raises `Invalid` for a runtime that needs a container."""
+    if not command:
+        raise Invalid(f"the runtime {runtime.name} needs the docker driver.")
+    program, *arguments = runtimes.filled(command, {**places, "self": sys.executable})
+    if (found := shutil.which(program, path=_ENV["PATH"])) is None:
+        raise EngineUnavailable(
+            f"the runtime {runtime.name} needs {program}, which is not on this machine: install it."
+        )
+    return [found, *arguments]
 
 
 def _read(directory: Path) -> _Record | None:

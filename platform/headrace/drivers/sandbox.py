@@ -8,10 +8,12 @@ Secrets and the function's own environment never come this way; they travel in L
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from headrace.drivers.base import BuildSpec, InstanceSpec
+from headrace.runtimes import filled
 
 EGRESS_NETWORK = "headrace-egress"
 EGRESS_OPTIONS = {"com.docker.network.bridge.enable_icc": "false"}  # no traffic between instances
@@ -34,10 +36,6 @@ _BUILD_PROCESSES = 512
 _OPEN_FILES = 4096
 _OOM_SCORE = 500  # a machine out of memory kills functions before it kills the platform
 _BUILD_CPU_SHARES = 128  # of 1024: a build takes the CPU that calls leave
-
-# -I: nothing of the environment or the user's site reaches the interpreter; -B: the root is read-only, no bytecode;
-# -u: the last words before a crash are not lost in a buffer.
-_PYTHON = ["python3", "-I", "-B", "-u"]
 
 
 def container_name(home_tag: str, id: str) -> str:
@@ -62,8 +60,8 @@ def cpu_limits(cpus: float) -> dict[str, int]:
     return {"cpu_period": _CPU_PERIOD_US, "cpu_quota": int(cpus * _CPU_PERIOD_US)}
 
 
-def instance_config(spec: InstanceSpec, image: str, home_tag: str) -> dict[str, Any]:
-    """The body of the engine's create request for an instance."""
+def instance_config(spec: InstanceSpec, image: str, command: Sequence[str], home_tag: str) -> dict[str, Any]:
+    """The body of the engine's create request for an instance that runs `command`."""
     mounts = [_mount(spec.socket_dir, "/run/headrace"), _mount(spec.shim_dir, "/shim")]
     env = {
         "HEADRACE_SOCKET": "/run/headrace/s",
@@ -74,8 +72,8 @@ def instance_config(spec: InstanceSpec, image: str, home_tag: str) -> dict[str, 
         mounts.append(_mount(spec.code_dir, "/function"))
         env["HEADRACE_CODE"] = "/function"
     if spec.layer_dir is not None:
-        mounts.append(_mount(spec.layer_dir, "/layer"))
-        env["HEADRACE_LAYER"] = "/layer"
+        mounts.append(_mount(spec.layer_dir, LAYER))
+        env["HEADRACE_LAYER"] = LAYER
     limits = cpu_limits(spec.cpus)
     host = _host_config(spec.memory_mb, min(_TMP_MB, spec.memory_mb // 2), _PROCESSES, mounts) | {
         "CpuPeriod": limits["cpu_period"],
@@ -84,20 +82,24 @@ def instance_config(spec: InstanceSpec, image: str, home_tag: str) -> dict[str, 
     }
     labels = {**spec.labels, LABEL_HOME: home_tag, LABEL_ROLE: ROLE_INSTANCE, LABEL_INSTANCE: spec.id}
     user = f"{SANDBOX_USER}:{SANDBOX_USER}"
-    return _config(image, [*_PYTHON, "/shim/headrace_shim"], env=env, labels=labels, user=user, host=host)
+    return _config(image, filled(command, {"shim": "/shim"}), env=env, labels=labels, user=user, host=host)
 
 
 def build_config(
-    spec: BuildSpec, image: str, home_tag: str, *, owner: str, env: dict[str, str], ca_bundle: Path | None
+    spec: BuildSpec,
+    image: str,
+    install: Sequence[str],
+    home_tag: str,
+    *,
+    owner: str,
+    env: dict[str, str],
+    ca_bundle: Path | None,
 ) -> dict[str, Any]:
-    """The body of the engine's create request for a build: the same walls, but `/out` can be written."""
-    mounts = [_mount(spec.code_dir, "/function"), _mount(spec.out_dir, "/out", writable=True)]
+    """The body of the engine's create request for a build: the same walls, but `OUT` can be written."""
+    mounts = [_mount(spec.code_dir, "/function"), _mount(spec.out_dir, OUT, writable=True)]
     if ca_bundle is not None:
         mounts.append(_mount(ca_bundle, CA_BUNDLE))
-    command = [
-        *("timeout", "--kill-after=5", str(int(spec.timeout_s) + 5), *_PYTHON),
-        *("-m", "pip", "install", "--target", "/out", "-r", "requirements.txt"),
-    ]
+    command = ["timeout", "--kill-after=5", str(int(spec.timeout_s) + 5), *filled(install, {"out": OUT})]
     host = _host_config(spec.memory_mb, spec.memory_mb // 2, _BUILD_PROCESSES, mounts) | {
         "CpuShares": _BUILD_CPU_SHARES,
         "NetworkMode": EGRESS_NETWORK,
@@ -107,6 +109,8 @@ def build_config(
 
 
 CA_BUNDLE = "/run/ca-bundle.pem"  # in a build container
+OUT = "/out"
+LAYER = "/layer"  # in an instance
 
 
 def build_user() -> str:

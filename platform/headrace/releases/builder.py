@@ -15,12 +15,13 @@ import logging
 import secrets
 from collections.abc import Callable
 
+from headrace import runtimes
 from headrace.drivers.base import BuildSpec, Driver
 from headrace.errors import BuildFailed, FunctionError, HeadraceError, NotFound
 from headrace.jobs.base import Job
 from headrace.jobs.worker import backoff_s
 from headrace.model import Version, VersionState
-from headrace.releases import durable, requirements
+from headrace.releases import dependencies, durable
 from headrace.releases.buildlog import BuildLog, scrubbed
 from headrace.releases.nodes import NodeClient
 from headrace.settings import Settings
@@ -79,6 +80,7 @@ class Builder:
 
     async def _build(self, job: Job, version: Version, log: BuildLog) -> None:
         await self._advance(job, version, VersionState.BUILDING)
+        await self._driver.prepare(version.config.runtime)
         layer = await self._install(version, log)
         await self._advance(job, version, VersionState.PROBING, layer=layer)
         log.line("Starting an instance to try it.")
@@ -92,20 +94,21 @@ class Builder:
 
     async def _install(self, version: Version, log: BuildLog) -> str | None:
         """The digest of the layer with the version's dependencies, installed if it was not there; None without any."""
-        runtime, code = version.config.runtime, self._settings.code_dir(version.digest)
-        wanted = await asyncio.to_thread(requirements.read, code) if runtime == "python" else None
-        if wanted is None:
+        runtime, code = runtimes.get(version.config.runtime), self._settings.code_dir(version.digest)
+        rules = runtime.dependencies
+        wanted = await asyncio.to_thread(dependencies.read, code, rules)
+        if rules is None or wanted is None:
             log.line("Nothing to install.")
             return None
-        layer = wanted.layer(runtime, self._settings.base_image_python, version.digest)
+        layer = wanted.layer(runtime.name, runtime.image_name(self._settings), version.digest)
         final = self._settings.layer_dir(layer)
         if await asyncio.to_thread(durable.present, final):
-            log.line(f"The dependencies in {requirements.FILE} are installed already.")
+            log.line(f"The dependencies in {rules.file} are installed already.")
             return layer
-        log.line(f"Installing the dependencies in {requirements.FILE}.")
+        log.line(f"Installing the dependencies in {rules.file}.")
         out_dir = await asyncio.to_thread(durable.fresh, final.parent)
         try:
-            await self._driver.build(BuildSpec(secrets.token_hex(8), runtime, code, out_dir), log.installer)
+            await self._driver.build(BuildSpec(secrets.token_hex(8), runtime.name, code, out_dir), log.installer)
             await _to_the_end(lambda: durable.keep(out_dir, final))
         finally:
             await asyncio.to_thread(durable.remove, out_dir)

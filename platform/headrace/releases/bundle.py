@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from headrace import runtimes
 from headrace.errors import BundleRejected, TooLarge
 from headrace.model import VersionConfig
 from headrace.releases import durable, syntax, tarball, zipball
 from headrace.releases.archive import MAX_PACKED, MIB, Entry, shown
 from headrace.releases.unpack import Tree
+from headrace.runtimes import Code
 from headrace.settings import Settings
 
 _AT_ONCE = 4  # bundles unpacked at the same time; each may take MAX_UNPACKED of the disk
-_NODE_SUFFIXES = ".js", ".mjs", ".cjs"
 _OTHER_FORMATS = {
     b"BZh": "bzip2",
     b"\xfd7zXZ": "xz",
@@ -68,14 +69,14 @@ class Bundles:
             return self._store(_open(file), config)
 
     def _store(self, entries: Iterable[Entry], config: VersionConfig) -> Stored:
+        runtime = runtimes.check(config)
         with durable.temporary(self._code) as root:
             tree = Tree(root)
             for entry in entries:
                 tree.add(entry)
-            modules = _find_handler(tree, config)
+            modules = _find_handler(tree, config, runtime.code)
             digest = tree.finish()
-            if config.runtime == "python":
-                syntax.check_python(tree.root, modules)
+            syntax.check(runtime, tree.root, modules)
             durable.keep(tree.root, self._settings.code_dir(digest))
             return Stored(digest, tree.size)
 
@@ -111,7 +112,7 @@ def _given(files: Mapping[str, str]) -> Iterator[Entry]:
         yield Entry(path, "file", chunks=[content])
 
 
-def _find_handler(tree: Tree, config: VersionConfig) -> list[str]:
+def _find_handler(tree: Tree, config: VersionConfig, code: Code) -> list[str]:
     """Paths of the modules that run when the handler loads: its own last, before it the packages it is in.
 
     When everything is in one folder, as in the archives that code hosts make, and the handler is found there and
@@ -119,7 +120,7 @@ def _find_handler(tree: Tree, config: VersionConfig) -> list[str]:
     """
     if not tree.files():
         raise BundleRejected("the bundle holds no files: pack the function's folder.")
-    candidates, packages = _places(config)
+    candidates, packages = _places(config, code)
     found = _first(tree, candidates)
     folder = tree.only_folder()
     if found is None and folder is not None and _first(tree, [f"{folder}/{path}" for path in candidates]) is not None:
@@ -134,17 +135,15 @@ def _find_handler(tree: Tree, config: VersionConfig) -> list[str]:
     return [real for path in packages if (real := tree.find(path)) is not None] + [found]
 
 
-def _places(config: VersionConfig) -> tuple[list[str], list[str]]:
+def _places(config: VersionConfig, code: Code) -> tuple[list[str], list[str]]:
     """Where the handler's module may be, as the runtime looks for it, and the package files that load before it."""
     module = config.handler.rpartition(".")[0]
-    parts = re.split(r"[./]" if config.runtime == "python" else "/", module)
+    parts = re.split(f"[{re.escape(code.separators)}]", module)
     if not all(part.strip(".") for part in parts):
         raise BundleRejected(f"the handler {config.handler!r} names no module: write it like `handler.handler`.")
-    path = "/".join(parts)
-    if config.runtime == "node":
-        return [path + suffix for suffix in _NODE_SUFFIXES], []
-    packages = ["/".join(parts[:count]) + "/__init__.py" for count in range(1, len(parts))]
-    return [f"{path}/__init__.py", f"{path}.py"], packages
+    folders = ["/".join(parts[:count]) for count in range(1, len(parts))] if code.packages else []
+    packages = [runtimes.filled([code.packages], {"package": folder})[0] for folder in folders]
+    return runtimes.filled(code.files, {"module": "/".join(parts)}), packages
 
 
 def _first(tree: Tree, paths: list[str]) -> str | None:

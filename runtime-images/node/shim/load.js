@@ -6,10 +6,12 @@ const fs = require('node:fs');
 const { createRequire } = require('node:module');
 const path = require('node:path');
 const { pathToFileURL } = require('node:url');
+const v8 = require('node:v8');
 const { Function } = require('./event');
 const { HandlerApp } = require('./handler');
 
 const SUFFIXES = ['.js', '.mjs', '.cjs']; // looked for in this order
+const ROOMY_MB = 512;
 const SHOWN = 20; // names in a message
 const TAKES_IMPORT = new Set(['ERR_REQUIRE_ESM', 'ERR_REQUIRE_ASYNC_MODULE']);
 const MISSING = new Set(['MODULE_NOT_FOUND', 'ERR_MODULE_NOT_FOUND']);
@@ -24,6 +26,7 @@ class HandlerMissing extends Error {
 /** Import the handler of the LOAD header `spec` and wrap it. Throws whatever the code throws. */
 async function load(spec, code, instance, log) {
   const fn = new Function(spec, instance);
+  if (fn.memoryMb >= ROOMY_MB) v8.setFlagsFromString('--heap-growing-percent=60'); // see start.sh
   enter(spec.env, code);
   if (spec.kind === 'asgi') {
     throw new HandlerMissing("kind 'asgi' is Python's: leave `kind` out, and export a handler(event, context).");
