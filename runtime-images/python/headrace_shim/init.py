@@ -1,8 +1,9 @@
 """The duties of process 1 in a container: reap orphans, pass signals on.
 
 The shim cannot do this itself: `waitpid(-1)` would steal the exit codes of the children that user code started
-and waits for. So process 1 forks before anything is imported; it stays behind as a reaper of under one
-megabyte of its own, and the child becomes the shim.
+and waits for. So process 1 forks before anything is imported; it stays behind as a reaper, which costs 3 MiB, and
+the child becomes the shim. An engine that brings an init of its own makes this unnecessary: then the shim is not
+process 1.
 """
 
 from __future__ import annotations
