@@ -136,8 +136,8 @@ class Answer:
 class House:
     """The parts of a node that this kit wires. `records` are the rows noted, in the order of model.Invocation."""
 
-    def __init__(self, home: Path, **config: Any) -> None:
-        self.settings = Settings(home=home, prewarm=0, instance_memory_mb=1024)
+    def __init__(self, home: Path, prewarm: int = 0, **config: Any) -> None:
+        self.settings = Settings(home=home, prewarm=prewarm, instance_memory_mb=1024)
         self.program = Program()
         self.engine = FakeEngine(self.program)
         self.driver = FakeDriver(self.engine)
@@ -229,9 +229,9 @@ class House:
 
 
 @asynccontextmanager
-async def house(home: Path, **config: Any) -> AsyncIterator[House]:
+async def house(home: Path, prewarm: int = 0, **config: Any) -> AsyncIterator[House]:
     """A house with its ticker running; at the end it is stopped and nothing may be left of it."""
-    made = House(home, **config)
+    made = House(home, prewarm, **config)
     made.fleet.start()
     ticking = asyncio.get_running_loop().create_task(_ticks(made.gateway))
     try:

@@ -112,6 +112,7 @@ class Fleet:
 
     async def stop(self, shutdown_s: float) -> None:
         """Stop every instance; an application's shutdown may take `shutdown_s` seconds."""
+        self._shelf.close()
         await self._tasks.aclose()
         await asyncio.gather(*(keeper.close(shutdown_s) for keeper in self._keepers.values()))
         await asyncio.gather(*(self._yard.stop(instance, 0) for instance in list(self._yard.running.values())))

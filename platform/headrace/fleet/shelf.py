@@ -21,12 +21,15 @@ from headrace.tasks import Tasks
 logger = logging.getLogger(__name__)
 
 _FORGET_S = 600.0  # a kind is kept on the shelf this long after it was last asked for
+_RECENT_S = 60.0  # what was taken within this says how many are wanted next
+_MOST_RECENT = 100
+_MOST_TIMES = 4  # never more than so many times the size
 _BACKOFF_S = 5.0  # after a launch failed
 FIRST = Kind(DEFAULT_RUNTIME, "egress", None)
 
 
 class Shelf:
-    """`size` instances of each kind in demand. `reserve` says whether the node's memory allows another."""
+    """Instances of each kind in demand. `may_grow` says whether the node's memory allows another of so many MiB."""
 
     def __init__(
         self,
@@ -43,7 +46,9 @@ class Shelf:
         self._tasks = tasks
         self._waiting: defaultdict[Kind, deque[Instance]] = defaultdict(deque)
         self._asked: dict[Kind, float] = {FIRST: float("inf")}
+        self._taken: defaultdict[Kind, deque[float]] = defaultdict(lambda: deque(maxlen=_MOST_RECENT))
         self._filling: set[Kind] = set()
+        self._closed = False
 
     def __len__(self) -> int:
         return sum(len(instances) for instances in self._waiting.values())
@@ -52,9 +57,15 @@ class Shelf:
         for kind in list(self._asked):
             self._refill(kind)
 
+    def close(self) -> None:
+        """Never refill again."""
+        self._closed = True
+
     def take(self, kind: Kind) -> Instance | None:
         """An instance of `kind` that is ready to be loaded, now the caller's; None when there is none."""
-        self._asked[kind] = max(self._asked.get(kind, 0.0), asyncio.get_running_loop().time())
+        now = asyncio.get_running_loop().time()
+        self._asked[kind] = max(self._asked.get(kind, 0.0), now)
+        self._taken[kind].append(now)
         waiting = self._waiting[kind]
         instance = waiting.popleft() if waiting else None
         self._refill(kind)
@@ -80,17 +91,27 @@ class Shelf:
         for kind, asked in list(self._asked.items()):
             if asyncio.get_running_loop().time() - asked > _FORGET_S:
                 del self._asked[kind]
+                self._taken.pop(kind, None)
                 gone += self._waiting.pop(kind, ())
         return gone
 
     def _refill(self, kind: Kind) -> None:
-        if kind not in self._filling and kind in self._asked and len(self._waiting[kind]) < self._size:
+        if not self._closed and kind not in self._filling and self._lacks(kind):
             self._filling.add(kind)
             self._tasks.spawn(self._fill(kind), f"shelf {kind.runtime} {kind.network}")
 
+    def _lacks(self, kind: Kind) -> bool:
+        """Fewer wait than `size` (one, of a kind with dependencies) and as many as were taken of late."""
+        if kind not in self._asked or self._closed:
+            return False
+        since = asyncio.get_running_loop().time() - _RECENT_S
+        base = self._size if kind.layer is None else min(self._size, 1)
+        recent = sum(1 for taken in self._taken[kind] if taken > since)
+        return len(self._waiting[kind]) < min(base + recent, base * _MOST_TIMES)
+
     async def _fill(self, kind: Kind) -> None:
         try:
-            while kind in self._asked and len(self._waiting[kind]) < self._size:
+            while self._lacks(kind):
                 if not self._may_grow(DEFAULTS.memory_mb):
                     return
                 try:

@@ -187,6 +187,7 @@ class Link(asyncio.Protocol):
         self.connected: asyncio.Future[None] = self.loop.create_future()
         self.gone: asyncio.Future[None] = self.loop.create_future()
         self.lost = False
+        self._closed = False
         self.log: LogSink | None = None
         self._on_lost = on_lost
         self._decoder = wire.Decoder()
@@ -205,6 +206,8 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.WriteTransport, transport)
+        if self._closed:
+            self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
@@ -277,6 +280,7 @@ class Link(asyncio.Protocol):
             stream.finish(error)
 
     def close(self) -> None:
+        self._closed = True  # also for a connection that is just being accepted
         if self._transport is not None:
             self._transport.abort()
 
@@ -342,9 +346,10 @@ class _Refusal(asyncio.Protocol):
 async def listen(path: Path, link: Link) -> AsyncIterator[None]:
     """Let the instance of `link` dial in on the unix socket `path` while the context is open."""
     path.unlink(missing_ok=True)
-    server = await link.loop.create_unix_server(link.dialled, str(path))
-    path.chmod(0o666)  # the sandbox's user dials it; the directory is mounted into that one sandbox only
+    server = await link.loop.create_unix_server(link.dialled, str(path), start_serving=False)
     try:
+        await server.start_serving()  # in here: cancelled at this point, the socket is closed too
+        path.chmod(0o666)  # the sandbox's user dials it; the directory is mounted into that one sandbox only
         yield
     finally:
         server.close()
