@@ -16,7 +16,7 @@ async def test_the_engine_of_this_machine_is_described(tmp_path: Path) -> None:
 
 
 async def test_an_image_that_is_not_there_is_named(tmp_path: Path) -> None:
-    settings = Settings(home=tmp_path, base_image_python="headrace-test/none:1")
+    settings = Settings(home=tmp_path, runtimes={"BASE_IMAGE_PYTHON": "headrace-test/none:1"})
     found = {item.name: item for item in await doctor.examine(settings)}
     assert found["images"].state == "warn"
     assert "headrace-test/none:1" in found["images"].detail

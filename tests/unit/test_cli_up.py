@@ -215,7 +215,7 @@ def test_a_second_up_deploys_to_the_first(home: Home, tmp_path: Path) -> None:
     code, out, _ = home.run("up", "--detach", "--control-port", "1", "--deploy", str(tmp_path / "hello"))
     assert code == 0
     url = f"http://127.0.0.1:{home.control_port}"
-    assert out.endswith(f"cli: deploy {tmp_path / 'hello'} at {url}\ncli: invoke hello --verbose at {url}\n")
+    assert out.endswith(f"cli: deploy {tmp_path / 'hello'} at {url}\ncli: invoke hello --verbose at {url}\n\n")
 
 
 def test_a_second_signal_ends_a_stop_at_once(home: Home) -> None:

@@ -96,6 +96,8 @@ def run(arguments: Sequence[str], session: Session) -> int:
     except Exception:  # noqa: BLE001 - a mistake of ours; people get a place to look, never a traceback
         out.failure(HeadraceError(f"the command line failed. Please report it, with {_keep_traceback()}."))
         return 1
+    finally:
+        session.close()
     return 0
 
 

@@ -47,8 +47,11 @@ def _snapshot(deployment: deploy.Deployment) -> object:
 def _tail(out: Output, settings: Settings, deployment: deploy.Deployment) -> None:
     """Show new lines; runs in a thread of its own, with a client of its own, for as long as the process."""
     filters = {"namespace": deployment.namespace, "limit": 1000}
+    control = Control(settings)
     try:
-        for line in logs.follow(out, Control(settings), f"{deployment.path}/logs", filters):
+        for line in logs.follow(out, control, f"{deployment.path}/logs", filters):
             logs.show_line(out, line)
     except HeadraceError as error:
         out.failure(error)
+    finally:
+        control.close()
