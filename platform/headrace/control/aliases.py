@@ -19,6 +19,7 @@ from headrace.control.schemas import (
     FunctionName,
     Limit,
     PageOut,
+    page_of,
     timestamp,
     traffic_out,
 )
@@ -39,6 +40,8 @@ Generation = Annotated[
     ),
 ]
 _MOVE: JsonDict = {"alias": "live", "generation": 8, "traffic": {"4": 100}, "previous": {"3": 100}}
+_ALIAS: JsonDict = {"alias": "live", "generation": 8, "traffic": {"4": 100}, "moved_at": "2026-01-31T12:00:00Z"}
+_HISTORY: JsonDict = {**_MOVE, "action": "publish", "actor": "admin", "at": "2026-01-31T12:00:00Z"}
 
 
 class PublishIn(Body):
@@ -103,9 +106,7 @@ class AliasOut(BaseModel):
 class HistoryOut(MoveOut):
     """One move: who, when, how, from where to where."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{**_MOVE, "action": "publish", "actor": "admin", "at": "2026-01-31T12:00:00Z"}]}
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [_HISTORY]})
 
     action: Literal["publish", "rollback", "traffic", "delete"]
     actor: str = Field(description="Name of the token that moved it.")
@@ -115,9 +116,13 @@ class HistoryOut(MoveOut):
 class AliasPage(PageOut[AliasOut]):
     """Aliases, by name."""
 
+    model_config = page_of(_ALIAS)
+
 
 class HistoryPage(PageOut[HistoryOut]):
     """Moves, newest first."""
+
+    model_config = page_of(_HISTORY)
 
 
 _BACK = RollbackIn()  # what an empty body means

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, iter_route_contexts
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
+from headrace import runtimes
 from headrace.control import (
     aliases,
     docs,
@@ -61,14 +62,16 @@ _PAGE_HEADERS = {
 
 
 class ControlApi(FastAPI):
-    """FastAPI with the schemas of what is read and answered by hand."""
+    """FastAPI with the schemas straight from the models: its own lack what is read by hand, and every null."""
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
             document = super().openapi()
-            _, defined = models_json_schema([(model, "validation") for model in _MODELS], ref_template=_REF)
-            document["components"]["schemas"].update(defined["$defs"])
+            models = {*_MODELS, *_models_of(self)}
+            _, defined = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
+            document["components"]["schemas"] = dict(sorted(defined["$defs"].items()))
             _close_patterns(document)
+            _name_runtimes(document)
         assert self.openapi_schema is not None
         return self.openapi_schema
 
@@ -102,6 +105,22 @@ def create_app(services: Services) -> FastAPI:
     app.include_router(system.open_router, include_in_schema=False)
     app.include_router(_documents())
     return app
+
+
+def _models_of(app: FastAPI) -> Iterator[type[BaseModel]]:
+    for route in iter_route_contexts(app.routes):
+        if isinstance(route.original_route, APIRoute):
+            declared = [route.response_model, *(answer.get("model") for answer in route.responses.values())]
+            body = route.original_route.body_field
+            declared.append(body.field_info.annotation if body else None)
+            yield from (model for model in declared if isinstance(model, type) and issubclass(model, BaseModel))
+
+
+def _name_runtimes(document: dict[str, Any]) -> None:
+    """Which runtimes there are is known by their folders, not by a type."""
+    runtime = document["components"]["schemas"]["VersionConfig"]["properties"]["runtime"]
+    runtime.pop("pattern", None)
+    runtime["enum"] = list(runtimes.names())
 
 
 def _close_patterns(schema: Any) -> None:

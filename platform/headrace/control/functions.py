@@ -20,6 +20,7 @@ from headrace.control.schemas import (
     FunctionName,
     Limit,
     PageOut,
+    page_of,
     timestamp,
     traffic_out,
 )
@@ -44,6 +45,22 @@ router = APIRouter(route_class=Guarded, tags=["functions"])
 ALL = "*"
 _STARTING = (InstanceState.REQUESTED, InstanceState.CREATING, InstanceState.STARTING)
 _EXAMPLE: JsonDict = {"description": "Makes thumbnails.", "access": "private", "labels": {"team": "images"}}
+_SHOWN: JsonDict = {
+    "name": "thumbnail",
+    "namespace": "default",
+    "description": "Makes thumbnails.",
+    "access": "public",
+    "balancing": "least-loaded",
+    "sticky": False,
+    "labels": {"team": "images"},
+    "created_at": "2026-01-31T12:00:00Z",
+    "updated_at": "2026-01-31T12:00:00Z",
+    "url": "http://127.0.0.1:7780/fn/thumbnail",
+    "live_version": 3,
+    "live": {"generation": 4, "traffic": {"3": 100}, "moved_at": "2026-01-31T12:05:00Z"},
+    "last_error": None,
+    "instances": {"ready": 1, "starting": 0, "draining": 0, "in_flight": 0},
+}
 
 LabelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
 LabelValue = Annotated[str, StringConstraints(max_length=200, pattern=TEXT_PATTERN)]
@@ -94,28 +111,7 @@ class InstancesOut(BaseModel):
 class FunctionOut(BaseModel):
     """A function as it is now."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "name": "thumbnail",
-                    "namespace": "default",
-                    "description": "Makes thumbnails.",
-                    "access": "public",
-                    "balancing": "least-loaded",
-                    "sticky": False,
-                    "labels": {"team": "images"},
-                    "created_at": "2026-01-31T12:00:00Z",
-                    "updated_at": "2026-01-31T12:00:00Z",
-                    "url": "http://127.0.0.1:7780/fn/thumbnail",
-                    "live_version": 3,
-                    "live": {"generation": 4, "traffic": {"3": 100}, "moved_at": "2026-01-31T12:05:00Z"},
-                    "last_error": None,
-                    "instances": {"ready": 1, "starting": 0, "draining": 0, "in_flight": 0},
-                }
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [_SHOWN]})
 
     name: str
     namespace: str
@@ -135,6 +131,8 @@ class FunctionOut(BaseModel):
 
 class FunctionPage(PageOut[FunctionOut]):
     """Functions, by namespace and name."""
+
+    model_config = page_of(_SHOWN)
 
 
 async def _namespaces(

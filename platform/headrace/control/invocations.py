@@ -23,6 +23,7 @@ from headrace.control.schemas import (
     Since,
     Until,
     VersionFilter,
+    page_of,
     timestamp,
 )
 from headrace.control.services import Platform, Services
@@ -136,6 +137,8 @@ class InvocationDetailOut(InvocationOut):
 
 class InvocationPage(PageOut[InvocationOut]):
     """Invocations, newest first."""
+
+    model_config = page_of(_EXAMPLE)
 
 
 @router.get(

@@ -21,6 +21,7 @@ from headrace.control.schemas import (
     PageOut,
     Since,
     VersionFilter,
+    page_of,
     timestamp,
 )
 from headrace.control.services import Platform, Services
@@ -74,6 +75,8 @@ class LineOut(BaseModel):
 
 class LinePage(PageOut[LineOut]):
     """Lines, oldest first; `next` is there whenever there are lines, because more may come."""
+
+    model_config = page_of(_EXAMPLE)
 
 
 _LINES_OR_EVENTS: dict[int | str, dict[str, Any]] = {

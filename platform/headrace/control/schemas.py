@@ -8,6 +8,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Header, Path, Query
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, WithJsonSchema
+from pydantic.config import JsonDict
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -26,6 +27,11 @@ class Body(BaseModel):
     """A request body: no unknown keys, no guessing ("3" is not 3)."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def page_of(example: JsonDict) -> ConfigDict:
+    """The config of a page, with an example of one item."""
+    return ConfigDict(json_schema_extra={"examples": [{"items": [example], "next": None}]})
 
 
 class NotNull:

@@ -9,7 +9,8 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 from fastapi import APIRouter, Depends
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
 
 from headrace.control.auth import Guarded, everywhere, needs
 from headrace.control.problems import READS, problems
@@ -20,9 +21,45 @@ from headrace.model import InstanceState
 router = APIRouter(route_class=Guarded, tags=["system"])
 open_router = APIRouter(tags=["system"])
 
+_EXAMPLE: JsonDict = {
+    "version": "0.1.0",
+    "database": "sqlite",
+    "redis": False,
+    "driver": "docker",
+    "disk": {"total_bytes": 270553174016, "free_bytes": 82877960192},
+    "queue": {"waiting": 0},
+    "nodes": [
+        {
+            "id": "ec726adb",
+            "url": "http://127.0.0.1:7780",
+            "started_at": "2026-01-31T12:00:00Z",
+            "functions": 1,
+            "in_flight": 0,
+            "dropped_invocations": 0,
+            "dropped_lines": 0,
+            "waiting": 2,
+            "memory_mb": {"limit": 12000, "reserved": 128},
+            "instances": [
+                {
+                    "id": "81119002dbd1638b",
+                    "state": "ready",
+                    "namespace": "default",
+                    "function": "hello",
+                    "version": 1,
+                    "in_flight": 0,
+                    "memory_mb": 128,
+                }
+            ],
+            "recovery": {"adopted": 1, "shelved": 2, "removed": 0},
+        }
+    ],
+}
+
 
 class HealthOut(BaseModel):
     """The process answers."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "ok"}]})
 
     status: Literal["ok"] = Field(description="Always `ok`.")
 
@@ -85,6 +122,8 @@ class NodeOut(BaseModel):
 
 class SystemOut(BaseModel):
     """The platform as it is now."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     version: str = Field(description="Release of Headrace.")
     database: Literal["sqlite", "postgresql"]

@@ -11,7 +11,7 @@ from pydantic.config import JsonDict
 
 from headrace.control.auth import Caller, Guarded, everywhere, needs
 from headrace.control.problems import READS, READS_ONE, WRITES, problems
-from headrace.control.schemas import Body, Cursor, Limit, PageOut, TokenId, timestamp
+from headrace.control.schemas import Body, Cursor, Limit, PageOut, TokenId, page_of, timestamp
 from headrace.control.services import Platform
 from headrace.errors import Conflict, NodeUnavailable
 from headrace.model import NAME_PATTERN, Name, Scope, Token
@@ -79,6 +79,8 @@ class NewTokenOut(TokenOut):
 
 class TokenPage(PageOut[TokenOut]):
     """Tokens, oldest first."""
+
+    model_config = page_of(_EXAMPLE)
 
 
 @router.get("/tokens", summary="List tokens", response_model=TokenPage, dependencies=_GUARD, responses=problems(*READS))

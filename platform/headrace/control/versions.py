@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic.config import JsonDict
 from starlette.responses import PlainTextResponse
 
 from headrace.control import reading, streams, uploads
@@ -24,6 +25,7 @@ from headrace.control.schemas import (
     Limit,
     PageOut,
     VersionNumber,
+    page_of,
     timestamp,
 )
 from headrace.control.services import Platform, Services
@@ -43,6 +45,18 @@ router = APIRouter(route_class=Guarded, tags=["versions"])
 INLINE_LIMIT = 8 << 20  # bytes of a JSON body with files in it
 _ENDED = (VersionState.READY, VersionState.FAILED, VersionState.RETIRED)
 _HELLO = 'def handler(event, context):\n    return {"hello": "world"}\n'
+_EXAMPLE: JsonDict = {
+    "function": "hello",
+    "namespace": "default",
+    "number": 1,
+    "state": "ready",
+    "reason": None,
+    "digest": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "config": VersionConfig().model_dump(mode="json"),
+    "size_bytes": 58,
+    "created_at": "2026-01-31T12:00:00Z",
+    "built_at": "2026-01-31T12:00:01Z",
+}
 
 FileName = Annotated[str, StringConstraints(min_length=1, max_length=1024, pattern=TEXT_PATTERN)]
 FileText = Annotated[str, StringConstraints(pattern=TEXT_PATTERN)]
@@ -78,24 +92,7 @@ class VersionForm(BaseModel):
 class VersionOut(BaseModel):
     """A version as it is now."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "function": "hello",
-                    "namespace": "default",
-                    "number": 1,
-                    "state": "ready",
-                    "reason": None,
-                    "digest": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
-                    "config": VersionConfig().model_dump(mode="json"),
-                    "size_bytes": 58,
-                    "created_at": "2026-01-31T12:00:00Z",
-                    "built_at": "2026-01-31T12:00:01Z",
-                }
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     function: str
     namespace: str
@@ -111,6 +108,8 @@ class VersionOut(BaseModel):
 
 class VersionPage(PageOut[VersionOut]):
     """Versions, newest first."""
+
+    model_config = page_of(_EXAMPLE)
 
 
 _NEW: dict[int | str, dict[str, Any]] = {
