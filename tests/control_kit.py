@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import shutil
 import socket
 import zipfile
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -184,6 +185,7 @@ async def world(home: Path, following: Following = Following(), url: str = "") -
     finally:
         await node.close()
         await database.close()
+        shutil.rmtree(settings.run_dir, ignore_errors=True)  # it may lie outside the test's directory
 
 
 async def _make(
