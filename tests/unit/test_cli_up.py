@@ -21,6 +21,7 @@ from headrace.cli.ports import PortTaken, check_free
 from headrace.cli.session import Session
 from headrace.cli.start import plan
 from headrace.cli.uplock import Holder, UnusableHome, UpLock, make_private
+from headrace.settings import Settings
 
 _BOUND_S = 30.0
 _PORTS = iter(range(17600, 17700))
@@ -102,7 +103,7 @@ class Home:
 
     @property
     def note(self) -> Holder | None:
-        return UpLock(self.path / "run").note()
+        return UpLock(Settings(home=self.path).run_dir).note()
 
     def up(self, *arguments: str, wish: str = "nothing") -> subprocess.Popen[str]:
         """Started in front, and ready."""
