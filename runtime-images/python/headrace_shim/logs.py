@@ -47,15 +47,16 @@ class Log:
     def text(self, source: str, text: str) -> None:
         """What was written to `source` (stdout, stderr), cut anywhere."""
         call = current.get()
-        if call is not None and call.answered:
-            call = None
+        if call is not None:
+            if call.answered:
+                call = None
+            elif call.log_left <= 0:
+                return
         with self._lock:
             if call is None:
                 partial = self._partial
                 if len(partial) > UNFINISHED_LIMIT:
                     self.finish(None)
-            elif call.log_left <= 0:
-                return
             else:
                 partial = call.partial
                 if partial is None:
