@@ -96,6 +96,7 @@ _ANSWERS: dict[str, dict[str, Any]] = {
         "id": NODE,
         "url": "http://127.0.0.1:7780",
         "started_at": 1769860800.0,
+        "serving": True,
         "functions": 1,
         "in_flight": 0,
         "dropped_invocations": 0,

@@ -31,7 +31,7 @@ from headrace.drivers.process import ProcessDriver
 from headrace.jobs.rows import RowQueue
 from headrace.jobs.wake import RedisWake, SocketWake, Wake
 from headrace.jobs.worker import Worker
-from headrace.model import DEFAULT_RUNTIME
+from headrace.model import DEFAULT_RUNTIME, check_name
 from headrace.node import Node
 from headrace.releases.builder import Builder
 from headrace.releases.bundle import Bundles
@@ -137,9 +137,18 @@ async def control(settings: Settings, clock: Clock) -> None:
         await database.close()
 
 
+def _node_id(path: Path) -> str:
+    """The name of this home's node, the same after every restart."""
+    try:
+        return check_name(path.read_text().strip(), "node id")
+    except (OSError, errors.Invalid):
+        path.write_text(f"n{secrets.token_hex(4)}\n")
+        return path.read_text().strip()
+
+
 async def node(settings: Settings, clock: Clock) -> None:
     database = Database(settings.database)
-    running = Node(settings, clock, database, driver_of(settings), secrets.token_hex(4))
+    running = Node(settings, clock, database, driver_of(settings), _node_id(settings.home / "node-id"))
     try:
         await running.start()
         gc.collect()

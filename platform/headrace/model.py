@@ -80,6 +80,13 @@ class VersionConfig(BaseModel):
     secrets: list[Name] = Field(default_factory=list, max_length=64, description="Names of secrets; none exist yet.")
     network: Network = Field("egress", description="`egress`: may dial out; `none`: no network at all.")
 
+    @field_validator("secrets")
+    @classmethod
+    def _no_secrets_exist(cls, value: list[str]) -> list[str]:
+        if value:
+            raise ValueError("this release keeps no secrets yet; leave it out and use env")
+        return value
+
     @field_validator("env")
     @classmethod
     def _env_is_usable(cls, value: dict[str, str]) -> dict[str, str]:

@@ -101,6 +101,7 @@ class Node:
         self._looked: dict[int, float] = {}
         self._revision = 0
         self._started_at = clock.now()
+        self._serving = False
 
     # -- life
 
@@ -119,6 +120,7 @@ class Node:
         await self._fleet.recover(self._keeper_of)
         self._fleet.start()
         await self._gateway.start(self._settings.host, self._settings.port)
+        self._serving = True
         for name, work in (
             ("recorder", self._recorder.run()),
             ("announce", self._announce()),
@@ -129,6 +131,7 @@ class Node:
 
     async def stop(self) -> None:
         """Take no further calls, let running ones end, stop every instance, write the last records."""
+        self._serving = False
         await self._gateway.stop(self._settings.drain_s)
         await self._tasks.aclose()
         await self._peer.close()
@@ -302,6 +305,7 @@ class Node:
             "id": self.id,
             "url": self._settings.functions,
             "started_at": self._started_at,
+            "serving": self._serving,
             "functions": len(self._routes),
             "in_flight": self._invoker.in_flight,
             "dropped_invocations": self._recorder.dropped_invocations,

@@ -66,6 +66,15 @@ async def test_not_ready_without_a_node(w: World) -> None:
         assert (await http.get("/healthz")).status_code == 200
 
 
+async def test_not_ready_while_the_only_node_is_starting(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def starting() -> list[dict[str, object]]:
+        return [{"serving": False}]
+
+    monkeypatch.setattr(w.services.nodes, "status", starting)
+    async with w.client(None) as http:
+        assert (await http.get("/readyz")).status_code == 503
+
+
 async def test_not_ready_without_a_database(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async def away() -> int:
         raise StoreUnavailable("the database does not answer.")

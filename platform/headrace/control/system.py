@@ -33,6 +33,7 @@ _EXAMPLE: JsonDict = {
             "id": "ec726adb",
             "url": "http://127.0.0.1:7780",
             "started_at": "2026-01-31T12:00:00Z",
+            "serving": True,
             "functions": 1,
             "in_flight": 0,
             "dropped_invocations": 0,
@@ -110,6 +111,7 @@ class NodeOut(BaseModel):
     id: str
     url: str = Field(description="Where functions are called.")
     started_at: datetime
+    serving: bool = Field(description="Does it take calls? Not while it starts, not while it stops.")
     functions: int = Field(description="Functions it has routes for.")
     in_flight: int = Field(description="Calls running now.")
     dropped_invocations: int = Field(description="Records lost because they could not be written.")
@@ -171,7 +173,7 @@ async def healthz() -> Any:
 async def readyz(platform: Platform) -> Any:
     """Answers 200 when functions can be deployed and called: the database answers, and so does a node. No token."""
     await _check_database(platform)
-    if not await platform.statuses.get():
+    if not any(status["serving"] for status in await platform.statuses.get()):
         raise NodeUnavailable("not ready: no node answers; it may still be starting, else its log says why.")
     return HealthOut(status="ok")
 
