@@ -1,4 +1,4 @@
-"""The table of cases, through every way in which the Python shim runs a handler."""
+"""The table of cases, through every way in which the shim of each runtime runs a handler."""
 
 from __future__ import annotations
 
@@ -12,19 +12,28 @@ import pytest
 import pytest_asyncio
 
 from headrace import wire
+from node_kit import waiting_node
 from shim_kit import Answer, Shim, waiting_shim
 
 CASES_DIR = Path(__file__).parent / "shim_cases"
 CASES = json.loads((CASES_DIR / "cases.json").read_text())
-SOURCE = (CASES_DIR / "python" / "handler.py").read_text()
+WAYS = [
+    ("python", "handler.py", "handler.handler"),
+    ("python", "handler.py", "handler.async_handler"),
+    ("node", "handler.js", "handler.handler"),
+    ("node", "handler.js", "handler.asyncHandler"),
+]
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["handler.handler", "handler.async_handler"])
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=WAYS, ids=lambda way: "-".join(way[::2]))
 async def shim(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shim]:
-    async with waiting_shim(tmp_path_factory.mktemp("cases"), {"handler.py": SOURCE}) as shim:
-        frame = await shim.load(handler=request.param)
+    runtime, file, handler = request.param
+    waiting = {"python": waiting_shim, "node": waiting_node}[runtime]
+    source = (CASES_DIR / runtime / file).read_text()
+    async with waiting(tmp_path_factory.mktemp("cases"), {file: source}) as shim:
+        frame = await shim.load(handler=handler)
         assert frame.type == wire.LOADED
         yield shim
 
@@ -48,7 +57,7 @@ def contains(actual: Any, wanted: Any) -> bool:
 
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
 async def test_case(shim: Shim, case: dict[str, Any]) -> None:
-    expect = case["expect"]
+    expect = case.get("differs", {}).get(shim.hello["runtime"], case["expect"])
 
     answer = await ask(shim, case["call"])
 
