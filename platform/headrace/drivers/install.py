@@ -37,6 +37,7 @@ _SHOWN = "<package index>"
 _KEPT_LINES = 200
 _LONGEST_LINE = 4000
 _LONGEST_REASON = 300
+_WORDS = 3  # lines
 _LARGEST_RESULT = 1 << 30  # bytes
 _MOST_FILES = 200_000
 _MEASURE_EVERY_S = 1.0
@@ -118,10 +119,10 @@ class Lines:
             self._partial = b""
 
     def reason(self) -> str:
-        """The installer's last meaningful words: its errors when it named any."""
-        words = [word for line in self._last if (word := self._error(line))]
-        words = words or [line.strip() for line in self._last if line.strip()]
-        return " / ".join(word[:_LONGEST_REASON] for word in words[-3:]) or "the installer printed nothing"
+        """What the installer called an error, from the first on; else its last words."""
+        errors = [word for line in self._last if (word := self._error(line))]
+        words = errors[:_WORDS] or [line.strip() for line in self._last if line.strip()][-_WORDS:]
+        return " / ".join(word[:_LONGEST_REASON] for word in words) or "the installer printed nothing"
 
     def _error(self, line: str) -> str:
         """What `line` says went wrong; empty for any other line."""
