@@ -117,8 +117,8 @@ async def test_import_runs_in_the_main_thread_without_a_running_loop(tmp_path: P
 import asyncio, signal, threading
 async def probe(): return "ran"
 signal.signal(signal.SIGUSR1, lambda *_: None)
+LOCK = asyncio.Lock()  # before Python 3.10 it belongs to the loop of its making
 RESULT = [asyncio.run(probe()), threading.current_thread() is threading.main_thread()]
-LOCK = asyncio.Lock()
 async def handler(event, context):
     async with LOCK:
         return RESULT
