@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import httpx
 import pytest
 
 from headrace import runtimes
+from headrace.drivers.docker_engine import DockerDriver
+from headrace.settings import Settings
 from stack import ROOT, Failure, Headrace
 
 CODE = Path(__file__).parent / "runtimes"
@@ -45,9 +48,20 @@ DEPENDING: dict[str, tuple[str, str, dict[str, str], dict[str, str]]] = {  # fil
 
 
 @pytest.fixture(scope="module", params=sorted(CASES))
-def runtime(request: pytest.FixtureRequest) -> str:
+def runtime(platform: Headrace, request: pytest.FixtureRequest) -> str:
+    """A runtime whose image exists: the first build of all would wait for it to be made."""
     name: str = request.param
+    if platform.environment.get("HEADRACE_DRIVER") != "process":
+        asyncio.run(_prepare(Settings(home=platform.home), name))
     return name
+
+
+async def _prepare(settings: Settings, runtime: str) -> None:
+    driver = DockerDriver(settings)
+    try:
+        await driver.prepare(runtime)
+    finally:
+        await driver.close()
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +178,10 @@ def test_environment_context_and_sandbox(runtime: str, url: str) -> None:
     assert answer.json() == [answer.headers["headrace-invocation"], f"cases-{runtime}", "1", 128, True]
     uid, root, tmp = httpx.get(f"{url}/place").json()
     assert (uid != 0, root, tmp) == (True, False, True)
+
+
+def test_what_a_function_leaves_behind_is_reaped(url: str) -> None:
+    assert httpx.get(f"{url}/orphans").json() == 0
 
 
 def test_a_websocket_is_refused(url: str) -> None:

@@ -1,6 +1,7 @@
 'use strict';
 /** The code of `test_runtimes.py` for Node: each case is a path. */
 
+const { execFileSync } = require('node:child_process');
 const fs = require('node:fs');
 
 async function* pieces() {
@@ -37,6 +38,14 @@ function may(path) {
   }
 }
 
+async function orphans() {
+  execFileSync('sh', ['-c', 'for n in 1 2 3; do sleep 0.2 & done'], { stdio: 'ignore' });
+  await new Promise((ready) => setTimeout(ready, 800));
+  const ids = fs.readdirSync('/proc').filter((name) => /^\d+$/.test(name));
+  const states = ids.map((id) => fs.readFileSync(`/proc/${id}/stat`, 'utf8').split(') ').at(-1)[0]);
+  return states.filter((state) => state === 'Z').length;
+}
+
 const CASES = {
   '/json': () => ({ a: [1, 2.5, null, true], ü: 'é' }),
   '/text': () => 'grüß dich',
@@ -66,6 +75,7 @@ const CASES = {
     const { invocationId, functionName, functionVersion, memoryLimitInMB } = context;
     return [invocationId, functionName, functionVersion, memoryLimitInMB, 0 < left && left <= 3000];
   },
+  '/orphans': orphans,
   '/place': () => [process.getuid(), may('/'), may('/tmp')],
 };
 

@@ -1,8 +1,10 @@
 """The code of `test_runtimes.py` for Python: each case is a path."""
 
 import os
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 
 def pieces():
@@ -36,6 +38,13 @@ def wait():
     time.sleep(20)
 
 
+def orphans():
+    subprocess.run(["sh", "-c", "for n in 1 2 3; do sleep 0.2 & done"], check=True)
+    time.sleep(0.8)
+    states = [path.read_text().rpartition(")")[2].split()[0] for path in Path("/proc").glob("[0-9]*/stat")]
+    return states.count("Z")
+
+
 CASES = {
     "/json": lambda event, context: {"a": [1, 2.5, None, True], "ü": "é"},
     "/text": lambda event, context: "grüß dich",
@@ -67,6 +76,7 @@ CASES = {
         context.memory_limit_in_mb,
         0 < context.get_remaining_time_in_millis() <= 3000,
     ],
+    "/orphans": lambda event, context: orphans(),
     "/place": lambda event, context: [os.getuid(), os.access("/", os.W_OK), os.access("/tmp", os.W_OK)],
 }
 
