@@ -25,7 +25,8 @@ import orjson
 from headrace import errors, wire
 
 _GRANT = wire.WINDOW_SIZE // 4  # consumed bytes are granted back in pieces of at least this
-_MOST_FRAMES = 10_000  # frames of one stream that wait for its reader; many tiny ones are an attack
+_MANY_FRAMES = 1_000  # frames of one stream that wait for its reader
+_MOST_MESSAGES = 10_000
 _REMEMBERED = 64  # ended streams whose late log lines still find their invocation
 
 
@@ -152,9 +153,11 @@ class Stream:
                 self.finish(True)
         elif kind in (wire.BODY, wire.WS_MESSAGE):
             self._held += len(frame.body)
-            if self._held > 2 * wire.WINDOW_SIZE or len(self._chunks) > _MOST_FRAMES:
+            if self._held > 2 * wire.WINDOW_SIZE:
                 raise wire.ProtocolError("more bytes than the window allows")
             self._chunks.append(frame)
+            if len(self._chunks) >= _MANY_FRAMES:
+                self._make_room()
             _wake(self._more)
         elif kind == wire.WS_CLOSE:
             self._chunks.append(frame)
@@ -162,6 +165,16 @@ class Stream:
         elif kind == wire.END:
             failure = wire.loads(frame.header).get("e")
             self.finish(function_error(failure) if failure else True)
+
+    def _make_room(self) -> None:
+        """Many tiny frames wait for a slow reader: pieces of a body are joined, too many messages end the stream."""
+        if self._chunks[0].type == wire.BODY:
+            body = b"".join(chunk.body for chunk in self._chunks)
+            self._chunks = deque((wire.Frame(wire.BODY, self.id, b"", body),))
+        elif len(self._chunks) >= _MOST_MESSAGES:
+            slow = f"{_MOST_MESSAGES} messages wait for a client that does not read them."
+            self._chunks.clear()
+            self.close("client", errors.FunctionError(slow))
 
     def finish(self, how: errors.HeadraceError | bool) -> None:
         """The stream is over: `True`, or the error that broke it off."""

@@ -1,0 +1,232 @@
+"""The link, with a transport driven by hand: frames in, frames out, and what a hostile instance sends."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from headrace import errors, wire
+from headrace.gateway.link import Link, Stream
+
+FAR = 1e9
+
+
+class Transport(asyncio.Transport):
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder = wire.Decoder()
+        self.frames: list[wire.Frame] = []
+        self.aborted = False
+
+    def write(self, data: Any) -> None:
+        self.frames += self.decoder.feed(bytes(data))
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def close(self) -> None:
+        self.abort()
+
+
+class Wire:
+    """A connected link; `say` is the instance speaking, `heard` what it was sent since the last look."""
+
+    def __init__(self) -> None:
+        self.lost = 0
+        self.link = Link("i1", self._lost)
+        self.transport = Transport()
+        self.link.dialled()
+        self.link.connection_made(self.transport)
+
+    def _lost(self) -> None:
+        self.lost += 1
+
+    def say(self, type: int, stream: int = 0, header: bytes = b"", body: bytes = b"") -> None:
+        self.link.data_received(wire.encode(type, stream, header, body))
+
+    async def heard(self) -> list[wire.Frame]:
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        frames, self.transport.frames = self.transport.frames, []
+        return frames
+
+    def call(self, deadline: float = FAR) -> Stream:
+        return self.link.call("inv", b"{}", b"", 0.0, deadline)
+
+
+async def _read(stream: Stream) -> bytes:
+    return b"".join([frame.body async for frame in stream.frames()])
+
+
+async def test_a_call_is_one_frame_each_way() -> None:
+    w = Wire()
+    stream = w.call()
+    assert [(f.type, f.stream) for f in await w.heard()] == [(wire.CALL, stream.id)]
+    w.say(wire.REPLY, stream.id, b'{"s":200}', b"hi")
+    assert (await stream.answer).body == b"hi"
+    assert w.link.in_flight == 0
+    stream.close("client")
+    assert await w.heard() == [], "an answered call is not cancelled"
+
+
+async def test_frames_of_one_turn_are_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    w = Wire()
+    writes: list[bytes] = []
+    monkeypatch.setattr(w.transport, "write", writes.append)
+    for _ in range(5):
+        w.call()
+    await asyncio.sleep(0)
+    assert len(writes) == 1
+    assert len(wire.Decoder().feed(writes[0])) == 5
+
+
+async def test_a_streamed_answer_is_granted_as_it_is_read() -> None:
+    w = Wire()
+    stream = w.call()
+    w.say(wire.HEAD, stream.id, b'{"s":200}')
+    await stream.answer
+    piece = b"x" * wire.CHUNK
+    for _ in range(4):
+        w.say(wire.BODY, stream.id, b"", piece)
+    await w.heard()
+    reader = stream.frames()
+    for _ in range(3):
+        await anext(reader)
+    granted = [wire.loads(f.header)["n"] for f in await w.heard() if f.type == wire.WINDOW]
+    assert granted == [wire.CHUNK, wire.CHUNK], "what was handed on and asked beyond, no more"
+    w.say(wire.END, stream.id)
+    assert [frame.body async for frame in reader] == [piece]
+
+
+async def test_more_than_the_window_ends_the_connection() -> None:
+    w = Wire()
+    stream = w.call()
+    w.say(wire.HEAD, stream.id, b'{"s":200}')
+    for _ in range(2 * wire.WINDOW_SIZE // wire.CHUNK + 1):
+        w.say(wire.BODY, stream.id, b"", b"x" * wire.CHUNK)
+    assert w.transport.aborted
+
+
+async def test_many_tiny_pieces_for_a_slow_reader_are_joined() -> None:
+    w = Wire()
+    stream = w.call()
+    w.say(wire.HEAD, stream.id, b'{"s":200}')
+    for _ in range(50_000):
+        w.say(wire.BODY, stream.id, b"", b"x")
+    w.say(wire.END, stream.id)
+    assert not w.transport.aborted
+    assert len(stream._chunks) <= 1000
+    assert await _read(stream) == b"x" * 50_000
+
+
+async def test_endless_tiny_messages_for_a_client_that_does_not_read_end_that_stream_only() -> None:
+    w = Wire()
+    socket, other = w.call(), w.call()
+    w.say(wire.WS_ACCEPT, socket.id, b"{}")
+    for _ in range(20_000):
+        w.say(wire.WS_MESSAGE, socket.id, b'{"t":1}', b"")
+    assert not w.transport.aborted
+    with pytest.raises(errors.FunctionError, match="does not read"):
+        await _read(socket)
+    w.say(wire.REPLY, other.id, b'{"s":200}')
+    assert (await other.answer).type == wire.REPLY
+
+
+async def test_uploads_wait_for_the_window() -> None:
+    w = Wire()
+    stream = w.call()
+    sending = asyncio.ensure_future(stream.send(wire.BODY, b"", b"y" * (wire.WINDOW_SIZE + 10)))
+    sent = sum(len(f.body) for f in await w.heard())
+    assert sent == wire.WINDOW_SIZE
+    assert not sending.done()
+    w.say(wire.WINDOW, stream.id, b'{"n":10}')
+    await sending
+    assert sum(len(f.body) for f in await w.heard()) == 10
+
+
+async def test_a_message_longer_than_a_frame_goes_on_in_the_next() -> None:
+    w = Wire()
+    stream = w.call()
+    await w.heard()
+    await stream.send(wire.WS_MESSAGE, b'{"t":1}', b"z" * (wire.CHUNK + 1))
+    assert [wire.loads(f.header) for f in await w.heard()] == [{"t": 1, "more": True}, {"t": 1}]
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [b"\xff" * 64, wire.encode(wire.HELLO, 0, b"[1]"), wire.encode(wire.HELLO, 0, b'{"protocol":99}')],
+    ids=["noise", "header is no object", "another protocol"],
+)
+async def test_an_instance_that_does_not_speak_the_protocol_is_cut_off(garbage: bytes) -> None:
+    w = Wire()
+    w.link.data_received(garbage)
+    assert w.transport.aborted
+
+
+async def test_frames_for_streams_that_are_not_open_are_ignored() -> None:
+    w = Wire()
+    stream = w.call()
+    w.say(wire.REPLY, 999, b'{"s":200}')
+    w.say(wire.BODY, 999, b"", b"x")
+    stream.close("timeout", errors.TimedOut("late"))
+    assert [f.type for f in await w.heard()] == [wire.CALL, wire.CANCEL]
+    w.say(wire.REPLY, stream.id, b'{"s":200}')
+    with pytest.raises(errors.TimedOut):
+        await stream.answer
+
+
+async def test_log_lines_after_the_end_still_find_their_invocation() -> None:
+    w = Wire()
+    logged: list[str] = []
+    w.link.log = lambda invocation, header, text: logged.append(invocation)
+    stream = w.call()
+    stream.close("timeout")
+    w.say(wire.LOG, stream.id, b'{"s":"stdout"}', b"late words")
+    w.say(wire.LOG, 0, b'{"s":"stdout"}', b"of nobody")
+    assert logged == ["inv", ""]
+
+
+async def test_calls_wait_for_the_reason_when_the_connection_is_lost() -> None:
+    w = Wire()
+    stream = w.call()
+    w.link.connection_lost(None)
+    assert (w.lost, stream.answer.done()) == (1, False)
+    w.link.abandon(errors.OutOfMemory("too much"))
+    with pytest.raises(errors.OutOfMemory):
+        await stream.answer
+    assert w.link.in_flight == 0
+
+
+async def test_overdue_is_the_oldest_first_and_a_socket_has_no_deadline() -> None:
+    w = Wire()
+    socket, first, second = w.call(float("inf")), w.call(1.0), w.call(2.0)
+    assert w.link.overdue(0.5) == []
+    assert w.link.overdue(1.5) == [first]
+    assert w.link.overdue(3.0) == [first, second]
+    assert not socket.answer.done()
+
+
+async def test_load_tells_why_it_failed() -> None:
+    w = Wire()
+    loading = asyncio.ensure_future(w.link.load({}, 5.0))
+    await w.heard()
+    w.say(wire.LOAD_FAILED, 0, b'{"type":"ImportError","message":"no","stack":"..."}')
+    with pytest.raises(errors.LoadFailed, match="ImportError: no") as caught:
+        await loading
+    assert caught.value.ids["error"]["stack"] == "..."
+    dying = asyncio.ensure_future(w.link.load({}, 5.0))
+    await w.heard()
+    w.link.connection_lost(None)
+    with pytest.raises(errors.InstanceDied):
+        await dying
+
+
+async def test_a_second_dial_is_refused() -> None:
+    w = Wire()
+    second = Transport()
+    refusal = w.link.dialled()
+    refusal.connection_made(second)
+    assert second.aborted
+    assert w.link.dialled() is not w.link
