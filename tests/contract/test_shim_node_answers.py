@@ -153,6 +153,38 @@ async def test_errors_name_type_message_and_place(tmp_path: Path) -> None:
     assert "{ code: 'ECONNRESET' }" in failed["/code"]["stack"]
 
 
+async def test_nothing_that_a_handler_does_wrong_ends_the_shim(tmp_path: Path) -> None:
+    source = """
+    class Broken extends Error { get message() { throw new Error('no text'); } }
+    const deep = (n) => deep(n + 1) + 1;
+    const cases = {
+      '/deep': () => deep(0),
+      '/long': () => { throw new Error('x'.repeat(100000)); },
+      '/broken': () => { throw new Broken(); },
+      '/proxy': () => { throw new Proxy({}, { get() { throw new Error('odd'); } }); },
+      '/odd': () => new Proxy({}, { get() { throw new Error('odd'); }, has() { throw new Error('odd'); } }),
+      '/then': () => ({ then() { throw new Error('then'); } }),
+      '/twice': () => ({ then(yes, no) { yes('first'); no(new Error('second')); yes('third'); } }),
+      '/stream': () => new (require('node:stream').Readable)({ read() { this.destroy(new Error('broken pipe')); } }),
+      '/undefined': () => { throw undefined; },
+      '/symbol': () => { throw Symbol('s'); },
+      '/date': () => ({ statusCode: 200, body: { at: new Date(NaN) } }),
+      '/frozen': () => Object.freeze({ statusCode: 200, headers: Object.freeze({ a: 'b' }), body: 'x' }),
+    };
+    exports.handler = async (event) => event.rawPath === '/fine' ? 'fine' : cases[event.rawPath]();
+    """
+    wrong = ("/deep", "/long", "/broken", "/proxy", "/odd", "/then", "/stream", "/undefined", "/symbol")
+    async with loaded_node(tmp_path, source) as shim:
+        for path in wrong:
+            error = (await shim.call(path)).error
+            assert error is not None, path
+            assert error["type"] and len(error["stack"]) < 20_000, path
+            assert (await shim.call("/fine")).body == b"fine"
+        for path, expected in (("/twice", b"first"), ("/date", b'{"at":null}'), ("/frozen", b"x")):
+            answer = await shim.call(path)
+            assert (answer.error, answer.body) == (None, expected), path
+
+
 async def test_a_plain_handler_takes_no_websocket(tmp_path: Path) -> None:
     async with loaded_node(tmp_path, "exports.handler = () => 1;") as shim:
         answer = await shim.call("/", ws=True)

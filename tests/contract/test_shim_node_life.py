@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 import signal
 from pathlib import Path
@@ -194,6 +195,41 @@ async def test_a_broken_frame_ends_the_connection_and_not_the_instance(tmp_path:
         link = shim.link
         link.raw(data)
         await link.until_ended()
+        await shim.dialled()
+        assert shim.hello["loaded"] is True
+        assert (await shim.call("/")).body == b"ok"
+
+
+async def test_noise_of_every_kind_is_survived(tmp_path: Path) -> None:
+    dice = random.Random(20)
+    types = [type for type in range(256) if type != wire.DRAIN]
+    headers = [b"", b"{}", b"[]", b'{"id":1}', b'{"d":"x"}', b'{"m":1,"d":5,"id":"x"}', b'{"n":"many"}', b'{"n":-5}']
+    headers += [b'{"ws":1,"d":1,"id":"x"}', b'{"id":"x","d":9,"m":"GET","h":7}', b'{"id":"x","d":9,"more":true}']
+    async with loaded_node(tmp_path, OK) as shim:
+        for _ in range(20):
+            frames = [
+                wire.encode(dice.choice(types), dice.randrange(3), dice.choice(headers), dice.randbytes(5))
+                for _ in range(dice.randrange(1, 20))
+            ]
+            for noise in (dice.randbytes(dice.randrange(1, 4000)), b"".join(frames)):
+                shim.link.raw(noise)
+                shim.link.close()
+                await shim.dialled()
+        assert shim.process.returncode is None
+        assert (await shim.call("/")).body == b"ok"
+        assert (await shim.call("/", h=[["host", 7]])).error is not None
+        assert (await shim.call("/")).body == b"ok"
+
+
+async def test_a_connection_that_ends_while_loading_does_not_load_twice(tmp_path: Path) -> None:
+    source = "console.log('importing'); await new Promise((ready) => setTimeout(ready, 300)); " + ESM
+    async with waiting_node(tmp_path, {"handler.mjs": source}) as shim:
+        fields = {"namespace": "n", "function": "f", "version": 1, "handler": "handler.handler", "kind": "auto"}
+        shim.link.send(wire.LOAD, 0, {**fields, "env": {}, "memory_mb": 128, "timeout_s": 30, "concurrency": 1})
+        async with asyncio.timeout(PATIENCE_S):
+            while not shim.link.instance.logs:
+                await asyncio.sleep(0.01)
+        shim.link.close()
         await shim.dialled()
         assert shim.hello["loaded"] is True
         assert (await shim.call("/")).body == b"ok"

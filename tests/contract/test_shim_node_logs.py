@@ -110,6 +110,48 @@ async def test_a_call_logs_256_kib_and_says_that_it_was_cut(tmp_path: Path) -> N
         assert (await shim.call("/many")).lines()[0] == "line 0"  # the next call has its own
 
 
+async def test_the_last_words_of_code_that_then_blocks_everything_have_left(tmp_path: Path) -> None:
+    for make in ("", "async "):
+        source = f"exports.handler = {make}() => {{ console.log('one'); console.log('about to block'); for (;;); }};"
+        async with loaded_node(tmp_path / (make or "plain"), source) as shim:
+            stream = shim.link.call("/")
+            async with asyncio.timeout(PATIENCE_S):
+                while len(stream.logs) < 2:
+                    await asyncio.sleep(0.01)
+            assert [log["text"] for log in stream.logs] == ["one", "about to block"]
+
+
+async def test_a_flood_that_the_node_does_not_read_fills_no_memory(tmp_path: Path) -> None:
+    source = """
+    exports.handler = (event) => {
+      if (event.rawPath === '/flood') {
+        setTimeout(function flood() {
+          for (let n = 0; n < 50; n++) console.log('x'.repeat(10000));
+          setTimeout(flood);
+        }, 5);
+      }
+      return 'fine';
+    };
+    """
+
+    def highest_kb() -> int:
+        status = Path(f"/proc/{shim.process.pid}/status").read_text()
+        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+
+    async with loaded_node(tmp_path, source) as shim:
+        await shim.call("/flood")
+        await own_lines(shim, 100)
+        before = highest_kb()
+        shim.link.pause()
+        await asyncio.sleep(1.0)  # the node does not read, the function writes on
+        assert highest_kb() < before + 40_000
+        shim.link.resume()
+        async with asyncio.timeout(PATIENCE_S):
+            while not any("were dropped" in log["text"] for log in shim.link.instance.logs):
+                await asyncio.sleep(0.01)
+        assert (await shim.call("/")).body == b"fine"
+
+
 async def test_a_progress_bar_is_its_last_state(tmp_path: Path) -> None:
     source = "exports.handler = () => { for (let n = 0; n < 9; n++) process.stdout.write(`\\r${n} %`); return 1; };"
     async with loaded_node(tmp_path, source) as shim:

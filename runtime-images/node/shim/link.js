@@ -3,7 +3,7 @@
  * The connection to the node: one socket, written by one thread.
  *
  * What is sent in one turn leaves in one system call: while received frames are worked on, at the end of that; else
- * when all promises that are settled have been followed up. What can pile up unsent is bounded by the windows of the
+ * when all promises that are settled have been followed up; log lines at once. What can pile up unsent is bounded by the windows of the
  * streams and, for log lines, by `LOG_BACKLOG`: JavaScript cannot wait for room, so a line beyond it is dropped, and the
  * next one that finds room says how many were.
  */
@@ -14,6 +14,37 @@ const wire = require('./wire');
 const RECEIVE = 128 << 10; // bytes asked of the socket at once
 const EAGER = 64 << 10; // bytes gathered in one turn that are worth a system call before its end
 const LOG_BACKLOG = 1 << 20; // unsent bytes beyond which log lines are dropped
+const FRAME_LIMIT = 32 << 10; // bytes of text in one LOG frame
+const NEWLINE = Buffer.from('\n');
+
+/** Log lines that wait for the socket. */
+class Lines {
+  #stream;
+  #head;
+  #texts;
+  #at = Date.now() / 1000;
+  length; // bytes, nearly
+
+  constructor(stream, head, text) {
+    this.#stream = stream;
+    this.#head = head;
+    this.#texts = [text];
+    this.length = text.length;
+  }
+
+  /** Take more lines of the same origin; false when they need a frame of their own. */
+  take(stream, head, text) {
+    if (stream !== this.#stream || head !== this.#head || this.length + text.length > FRAME_LIMIT) return false;
+    this.#texts.push(NEWLINE, text);
+    this.length += text.length + 1;
+    return true;
+  }
+
+  frame() {
+    const text = this.#texts.length === 1 ? this.#texts[0] : Buffer.concat(this.#texts);
+    return wire.encode(wire.LOG, this.#stream, `{"t":${this.#at.toFixed(3)},${this.#head}}`, text);
+  }
+}
 
 /** One connection, from dialled to lost; the calls that arrived on it stay with it, by their stream. */
 class Link {
@@ -56,10 +87,23 @@ class Link {
     }
   }
 
-  /** Send log lines, in the order of everything else; or count them as lost when there is no room for them. */
-  log(frame) {
-    if (this.#size + this.#socket.writableLength > LOG_BACKLOG) this.lostLines += 1;
-    else this.send(frame);
+  /**
+   * Send log lines, in the order of everything else; or count them as lost when there is no room for them. `head` is
+   * the header of LOG without its time; `text` is at most FRAME_LIMIT bytes long.
+   *
+   * They leave at once: code that blocks, crashes or is killed next has said its last words. Only when the socket is full
+   * do lines wait, and those of one origin in one frame.
+   */
+  log(stream, head, text) {
+    const waiting = this.#socket.writableLength;
+    if (this.#size + waiting > LOG_BACKLOG) {
+      this.lostLines += 1;
+      return;
+    }
+    const last = this.#out.at(-1);
+    if (last instanceof Lines && last.take(stream, head, text)) this.#size += text.length;
+    else this.send(new Lines(stream, head, text));
+    if (waiting === 0) this.flush();
   }
 
   /** The call on `stream` has ended. */
@@ -77,7 +121,8 @@ class Link {
   flush() {
     this.#flushing = false;
     if (!this.#out.length || this.closed) return;
-    const data = this.#out.length === 1 ? this.#out[0] : Buffer.concat(this.#out, this.#size);
+    const frames = this.#out.map((item) => (item instanceof Lines ? item.frame() : item));
+    const data = frames.length === 1 ? frames[0] : Buffer.concat(frames);
     this.#out = [];
     this.#size = 0;
     this.#socket.write(data);
@@ -144,4 +189,4 @@ function flush(link) {
   link.flush();
 }
 
-module.exports = { Link };
+module.exports = { FRAME_LIMIT, Link };

@@ -12,9 +12,8 @@
 const { AsyncLocalStorage } = require('node:async_hooks');
 const fs = require('node:fs');
 const { Writable } = require('node:stream');
-const wire = require('./wire');
+const { FRAME_LIMIT } = require('./link');
 
-const FRAME_LIMIT = 32 << 10; // bytes of text in one LOG frame
 const LINE_LIMIT = 8 << 10; // characters of a line that wait for its end
 const LEVELS = { stdout: 'INFO', stderr: 'ERROR' };
 const METHODS = { debug: 'DEBUG', trace: 'DEBUG', warn: 'WARNING' }; // of console, where the stream says less
@@ -79,14 +78,14 @@ class Log {
       writeOut(data);
       return;
     }
-    const head = `{"t":${(Date.now() / 1000).toFixed(3)},"s":"${source}","l":"${level}"}`;
+    const head = `"s":"${source}","l":"${level}"`;
     if (link.lostLines) {
       const lost = link.lostLines;
       link.lostLines = 0;
       const note = `[headrace: ${lost} writes to the log were dropped, faster than the node could take them]`;
-      link.log(wire.encode(wire.LOG, 0, head, Buffer.from(note)));
+      link.log(0, head, Buffer.from(note));
     }
-    for (const piece of pieces(data)) link.log(wire.encode(wire.LOG, stream, head, piece));
+    for (const piece of pieces(data)) link.log(stream, head, piece);
   }
 }
 
