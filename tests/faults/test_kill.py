@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 from stack import Headrace
 
@@ -69,10 +71,13 @@ def test_a_killed_node_takes_its_instances_back(platform: Headrace, hello: str) 
     platform.kill("node")
     platform.wait_ready()
     platform.until(lambda: str(httpx.get(hello).status_code), "200")
-    node = platform.ask("GET", "/system")["nodes"][0]
-    assert serving <= {i["id"] for i in node["instances"]}
     assert serving <= {name.rpartition("-")[2] for name in platform.containers() & before}
-    assert node["recovery"]["adopted"] == len(serving)
+
+    def adopted() -> bool:
+        node = platform.ask("GET", "/system")["nodes"][0]
+        return serving <= {i["id"] for i in node["instances"]} and node["recovery"]["adopted"] >= len(serving)
+
+    platform.until(lambda: str(adopted()), "True")
 
 
 def test_a_killed_worker_leaves_no_build_behind(platform: Headrace) -> None:
@@ -106,14 +111,29 @@ def test_the_supervisor_killed_and_started_again(platform: Headrace, hello: str)
     assert platform.containers() & before, "no container was taken over"
 
 
-def test_a_clean_stop_drains_and_leaves_no_container(platform: Headrace) -> None:
+ECHO = """
+async def app(scope, receive, send):
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (await receive())["type"] != "websocket.disconnect":
+        pass
+"""
+
+
+def test_a_clean_stop_drains_closes_sockets_and_leaves_no_container(platform: Headrace) -> None:
+    platform.deploy("sockets", {"main.py": ECHO}, {"handler": "main.app", "kind": "asgi"})
     code = "import time\ndef handler(event, context):\n    time.sleep(2)\n    return 'finished'\n"
     platform.deploy("slow", {"handler.py": code}, {})
     answers: list[str] = []
     calling = threading.Thread(target=lambda: answers.append(httpx.get(platform.url("slow"), timeout=30).text))
     calling.start()
     time.sleep(0.7)
-    platform.stop()
+    with connect(platform.url("sockets").replace("http://", "ws://")) as socket:
+        platform.stop()
+        with pytest.raises(ConnectionClosed) as closed:
+            socket.recv(timeout=10)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1012, "the client is told to come back"
     calling.join()
     assert answers == ["finished"]
     assert platform.containers() == set()

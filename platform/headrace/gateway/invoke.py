@@ -56,6 +56,7 @@ class Invoker:
         self.monotonic = monotonic
         self._look_again = look_again
         self.in_flight = 0
+        self.sockets: set[links.Stream] = set()  # open WebSockets, which have no deadline
         self._record = record
         self._node = node
         self._salt = os.urandom(3).hex()
@@ -198,7 +199,8 @@ class Invoker:
             **more,
         }
         call.sent_at = self.monotonic()
-        return member.link.call(call.id, orjson.dumps(header), body, call.sent_at, call.sent_at + runnable.timeout_s)
+        deadline = float("inf") if "ws" in more else call.sent_at + runnable.timeout_s
+        return member.link.call(call.id, orjson.dumps(header), body, call.sent_at, deadline)
 
     async def _converse(self, call: Call, stream: links.Stream, upload: Upload, receive: Receive, send: Send) -> None:
         feeding = None

@@ -97,6 +97,8 @@ class Gateway:
     async def stop(self, drain_s: float) -> None:
         """Take no further connection and give running calls up to `drain_s` seconds."""
         if self._server is not None and self._serving is not None:
+            for stream in list(self._invoker.sockets):
+                stream.close("client", errors.NodeUnavailable("the node stops; connect again."))
             self._server.stop()  # type: ignore[no-untyped-call]
             try:
                 async with asyncio.timeout(drain_s):

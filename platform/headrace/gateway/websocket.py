@@ -1,6 +1,7 @@
 """WebSocket calls: an ASGI socket of the server on one side, a stream of an instance on the other.
 
-A socket holds a slot of its instance for as long as it is open and has no deadline. Messages flow under the
+A socket holds a slot of its instance for as long as it is open and has no deadline. (The server sends no headers of
+ours with an accepted upgrade, so its invocation and version are in the record only.) Messages flow under the
 stream's windows in both directions, so neither a slow browser nor a slow function makes the node buffer.
 """
 
@@ -15,9 +16,10 @@ from headrace.gateway.answer import own_headers, problem_of
 from headrace.gateway.call import Call, Receive, Scope, Send
 from headrace.gateway.invoke import Invoker, affinity
 
+_NORMAL = 1000
 _ABNORMAL = 1006
 _GOING_AWAY = 1001
-_TRY_LATER = 1013
+_RESTART = 1012
 _INTERNAL = 1011
 _TOO_BIG = 1009
 _MAX_MESSAGE = 16 << 20  # bytes of one message from the function, held while its pieces arrive
@@ -35,7 +37,11 @@ async def serve(invoker: Invoker, scope: Scope, receive: Receive, send: Send, *,
         call.runnable = route.choose(affinity(scope) if route.chooses else None)
         member = await invoker.slot(call, route, scope, None)
         stream = invoker.open(call, call.runnable, member, scope, b"", ws=True)
-        await _converse(call, stream, call.runnable.timeout_s, receive, send)
+        invoker.sockets.add(stream)
+        try:
+            await _converse(call, stream, call.runnable.timeout_s, receive, send)
+        finally:
+            invoker.sockets.discard(stream)
     except errors.HeadraceError as error:
         call.failed(error)
         await refuse(send, error, call)
@@ -50,7 +56,7 @@ async def serve(invoker: Invoker, scope: Scope, receive: Receive, send: Send, *,
 async def refuse(send: Send, error: errors.HeadraceError, call: Call | None = None) -> None:
     """Answer the upgrade with a problem; close an accepted socket with the code that fits."""
     if call is not None and call.status == 101:
-        code = _TRY_LATER if error.retryable else _INTERNAL
+        code = _RESTART if isinstance(error, errors.NodeUnavailable) else _INTERNAL
         await send({"type": "websocket.close", "code": code, "reason": error.title})
         return
     status, headers, body = problem_of(error, call)
@@ -69,21 +75,23 @@ async def _converse(call: Call, stream: links.Stream, timeout_s: float, receive:
     if frame.type != wire.WS_ACCEPT:
         await _denied(call, header, frame.body, send)
         return
-    call.status = 101
-    await send({"type": "websocket.accept", "subprotocol": header.get("sp"), "headers": own_headers(call)})
+    call.status, call.answering = 101, True
+    await send({"type": "websocket.accept", "subprotocol": header.get("sp"), "headers": []})
     loop = asyncio.get_running_loop()
     up = loop.create_task(_from_client(call, stream, receive), name=f"socket {call.id} up")
     down = loop.create_task(_from_function(call, stream, send), name=f"socket {call.id} down")
     try:
         await asyncio.wait((up, down), return_when=asyncio.FIRST_COMPLETED)
-        for task in (down, up):
-            if task.done():
-                task.result()
     finally:
         for task in (up, down):
-            task.cancel()
+            task.cancel()  # the server takes no close while somebody still waits to receive
         await asyncio.gather(up, down, return_exceptions=True)
         stream.close("client")
+    if not down.cancelled():
+        code, reason = down.result()
+        await send({"type": "websocket.close", "code": code, "reason": reason})
+    elif not up.cancelled():
+        up.result()
 
 
 async def _denied(call: Call, header: dict[str, Any], body: bytes, send: Send) -> None:
@@ -108,19 +116,19 @@ async def _from_client(call: Call, stream: links.Stream, receive: Receive) -> No
         await stream.send(wire.WS_MESSAGE, b'{"t":1}' if text is not None else b'{"t":0}', body)
 
 
-async def _from_function(call: Call, stream: links.Stream, send: Send) -> None:
+async def _from_function(call: Call, stream: links.Stream, send: Send) -> tuple[int, str]:
+    """Relay messages until the function hangs up; the code and reason to close with. Raises what broke it off."""
     parts: list[bytes] = []
     size = 0
     async for frame in stream.frames():
         header = links.parse(frame.header)
         if frame.type == wire.WS_CLOSE:
-            await send({"type": "websocket.close", "code": header.get("c", 1000), "reason": header.get("r", "")})
-            return
+            reason = header.get("r")
+            return _sendable(header.get("c")), reason if isinstance(reason, str) else ""
         parts.append(frame.body)
         size += len(frame.body)
         if size > _MAX_MESSAGE:
-            await send({"type": "websocket.close", "code": _TOO_BIG, "reason": "message too big"})
-            return
+            return _TOO_BIG, "the function sent a message that is too big"
         if header.get("more"):
             continue
         message, parts, size = b"".join(parts), [], 0
@@ -129,4 +137,12 @@ async def _from_function(call: Call, stream: links.Stream, send: Send) -> None:
             await send({"type": "websocket.send", "text": message.decode("utf-8", "replace")})
         else:
             await send({"type": "websocket.send", "bytes": message})
-    await send({"type": "websocket.close", "code": _GOING_AWAY, "reason": ""})
+    return _GOING_AWAY, ""
+
+
+def _sendable(code: object) -> int:
+    """`code` when a close frame may carry it (RFC 6455, 7.4), else 1000."""
+    if type(code) is not int:
+        return _NORMAL
+    fits = (1000 <= code <= 1014 and code not in (1004, 1005, 1006)) or 3000 <= code <= 4999
+    return code if fits else _NORMAL

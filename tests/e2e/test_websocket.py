@@ -1,0 +1,113 @@
+"""WebSockets to ASGI applications through the gateway."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from stack import Headrace
+
+APP = """
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while True:
+            message = await receive()
+            await send({"type": message["type"] + ".complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"VERSION"})
+        return
+    await receive()
+    if scope["path"].endswith("/refuse"):
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    offered = scope["subprotocols"]
+    await send({"type": "websocket.accept", "subprotocol": offered[0] if offered else None})
+    while True:
+        message = await receive()
+        if message["type"] == "websocket.disconnect":
+            print("closed with", message["code"])
+            return
+        if message.get("text") == "close":
+            await send({"type": "websocket.close", "code": 4001, "reason": "as you wish"})
+            return
+        if message.get("text") == "version":
+            message = {"text": "VERSION"}
+        if message.get("text") == "raise":
+            raise RuntimeError("on purpose")
+        if message.get("text") is not None:
+            await send({"type": "websocket.send", "text": message["text"]})
+        else:
+            await send({"type": "websocket.send", "bytes": message["bytes"]})
+"""
+
+
+@pytest.fixture(scope="module")
+def socket_url(platform: Headrace) -> str:
+    platform.deploy("sockets", {"main.py": APP.replace("VERSION", "one")}, {"handler": "main.app", "timeout_s": 3})
+    return platform.url("sockets").replace("http://", "ws://")
+
+
+@pytest.mark.parametrize("message", ["hello", "ünïcode ✓", "", b"\x00\xff", b"", "x" * 65_537, b"y" * (1 << 20)])
+def test_messages_come_back_as_they_went(socket_url: str, message: str | bytes) -> None:
+    with connect(f"{socket_url}/echo", max_size=2 << 20) as socket:
+        socket.send(message)
+        assert socket.recv(timeout=10) == message
+
+
+def test_a_subprotocol_is_agreed_on(socket_url: str) -> None:
+    with connect(f"{socket_url}/echo", subprotocols=["chat.v2", "chat.v1"]) as socket:  # type: ignore[list-item]
+        assert socket.subprotocol == "chat.v2"
+
+
+def test_a_socket_outlives_timeout_s(socket_url: str) -> None:
+    with connect(f"{socket_url}/echo") as socket:
+        with pytest.raises(TimeoutError):
+            socket.recv(timeout=4)
+        socket.send("still here")
+        assert socket.recv(timeout=10) == "still here"
+
+
+def test_close_codes_travel_both_ways(platform: Headrace, socket_url: str) -> None:
+    with connect(f"{socket_url}/echo") as socket:
+        socket.send("close")
+        with pytest.raises(ConnectionClosed) as closed:
+            socket.recv(timeout=10)
+        assert closed.value.rcvd is not None
+        assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (4001, "as you wish")
+    with connect(f"{socket_url}/echo") as socket:
+        socket.close(4002)
+    platform.until(lambda: platform.cli("logs", "sockets"), "closed with 4002")
+
+
+def test_an_application_that_fails_closes_with_1011(socket_url: str) -> None:
+    with connect(f"{socket_url}/echo") as socket:
+        socket.send("raise")
+        with pytest.raises(ConnectionClosed) as closed:
+            socket.recv(timeout=10)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1011
+
+
+def test_a_refused_upgrade_is_an_http_answer(platform: Headrace, socket_url: str) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        connect(f"{socket_url}/refuse")
+    assert refused.value.response.status_code == 403
+    with pytest.raises(InvalidStatus) as missing:
+        connect(f"{platform.functions.replace('http', 'ws')}/fn/nobody")
+    assert missing.value.response.status_code == 404
+
+
+def test_open_sockets_stay_with_their_version_when_another_is_published(platform: Headrace, socket_url: str) -> None:
+    with connect(f"{socket_url}/echo") as before:
+        platform.deploy("sockets", {"main.py": APP.replace("VERSION", "two")}, {"handler": "main.app", "timeout_s": 3})
+        assert httpx.get(platform.url("sockets")).text == "two"
+        before.send("version")
+        assert before.recv(timeout=10) == "one"
+        with connect(f"{socket_url}/echo") as after:
+            after.send("version")
+            assert after.recv(timeout=10) == "two"
