@@ -1,7 +1,8 @@
 """The composition root: the only place that picks implementations and hands them down.
 
 `python -m headrace.main ROLE` is one process. `init` makes the home ready and ends; `control`, `node` and `worker`
-run until SIGTERM or SIGINT, then stop in order. Settings come from the environment, once.
+run until SIGTERM or SIGINT, then stop in order. Settings come from the environment, once. Each role imports what it
+needs when it starts: that keeps it small, and a node knows no web framework.
 """
 
 from __future__ import annotations
@@ -15,38 +16,24 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import uvicorn
 import uvloop
 
 from headrace import errors, runtimes
 from headrace import settings as knobs
 from headrace.clock import Clock, SystemClock
-from headrace.control.app import create_app
-from headrace.control.services import Services
-from headrace.drivers.base import Driver
-from headrace.drivers.docker_engine import DockerDriver
-from headrace.drivers.process import ProcessDriver
-from headrace.jobs.rows import RowQueue
-from headrace.jobs.wake import RedisWake, SocketWake, Wake
-from headrace.jobs.worker import Worker
 from headrace.model import DEFAULT_RUNTIME, check_name
-from headrace.node import Node
-from headrace.releases.builder import Builder
-from headrace.releases.bundle import Bundles
-from headrace.releases.nodes import NodeClient
-from headrace.releases.publish import Publisher
-from headrace.releases.version import Releases
 from headrace.settings import Settings
-from headrace.store.aliases import Aliases
-from headrace.store.functions import Functions
-from headrace.store.nodes import Nodes
-from headrace.store.records import Records
-from headrace.store.sql import Database, migrate
-from headrace.store.tokens import Tokens
-from headrace.store.versions import Versions
 from headrace.tasks import Tasks
+
+if TYPE_CHECKING:
+    from headrace.drivers.base import Driver
+    from headrace.jobs.wake import Wake
+    from headrace.releases.bundle import Bundles
+    from headrace.store.records import Records
+    from headrace.store.tokens import Tokens
+    from headrace.store.versions import Versions
 
 logger = logging.getLogger("headrace")
 
@@ -54,17 +41,30 @@ _HOUSEKEEPING_S = 60.0
 
 
 def driver_of(settings: Settings) -> Driver:
-    return ProcessDriver(settings) if settings.driver == "process" else DockerDriver(settings)
+    if settings.driver == "process":
+        from headrace.drivers.process import ProcessDriver
+
+        return ProcessDriver(settings)
+    from headrace.drivers.docker_engine import DockerDriver
+
+    return DockerDriver(settings)
 
 
 def wake_of(settings: Settings) -> Wake:
     if settings.redis_url:
+        from headrace.jobs.redis_wake import RedisWake
+
         return RedisWake(settings.redis_url, settings.home_tag)
+    from headrace.jobs.wake import SocketWake
+
     return SocketWake(settings.run_dir / "worker.wake")
 
 
 async def init(settings: Settings, clock: Clock) -> None:
     """Make the home, the database, the admin token and what instances start from. Safe to repeat, safe to cut off."""
+    from headrace.store.sql import Database, migrate
+    from headrace.store.tokens import Tokens
+
     for directory in (settings.home, settings.run_dir, settings.home / "code", settings.home / "layers"):
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     settings.home.chmod(0o700)
@@ -100,6 +100,23 @@ async def _admin_token(tokens: Tokens, path: Path) -> None:
 
 
 async def control(settings: Settings, clock: Clock) -> None:
+    import uvicorn
+
+    from headrace.control.app import create_app
+    from headrace.control.services import Services
+    from headrace.jobs.rows import RowQueue
+    from headrace.releases.bundle import Bundles
+    from headrace.releases.nodes import NodeClient
+    from headrace.releases.publish import Publisher
+    from headrace.releases.version import Releases
+    from headrace.store.aliases import Aliases
+    from headrace.store.functions import Functions
+    from headrace.store.nodes import Nodes
+    from headrace.store.records import Records
+    from headrace.store.sql import Database
+    from headrace.store.tokens import Tokens
+    from headrace.store.versions import Versions
+
     database = Database(settings.database)
     wake = wake_of(settings)
     functions, versions = Functions(database, clock), Versions(database, clock)
@@ -147,6 +164,9 @@ def _node_id(path: Path) -> str:
 
 
 async def node(settings: Settings, clock: Clock) -> None:
+    from headrace.node import Node
+    from headrace.store.sql import Database
+
     database = Database(settings.database)
     running = Node(settings, clock, database, driver_of(settings), _node_id(settings.home / "node-id"))
     try:
@@ -160,6 +180,16 @@ async def node(settings: Settings, clock: Clock) -> None:
 
 
 async def worker(settings: Settings, clock: Clock) -> None:
+    from headrace.jobs.rows import RowQueue
+    from headrace.jobs.worker import Worker
+    from headrace.releases.builder import Builder
+    from headrace.releases.bundle import Bundles
+    from headrace.releases.nodes import NodeClient
+    from headrace.store.nodes import Nodes
+    from headrace.store.records import Records
+    from headrace.store.sql import Database
+    from headrace.store.versions import Versions
+
     database, wake, driver = Database(settings.database), wake_of(settings), driver_of(settings)
     queue, versions = RowQueue(database, clock), Versions(database, clock)
     bundles = Bundles(settings)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from headrace.jobs.wake import RedisWake, SocketWake, Wake
+from headrace.jobs.redis_wake import RedisWake
+from headrace.jobs.wake import SocketWake, Wake
 
 LONG_S = 30.0  # a test that waits so long has failed, whatever else it finds
 SHORT_S = 0.05
