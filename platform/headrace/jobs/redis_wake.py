@@ -1,4 +1,4 @@
-"""The wake-up by Redis, for workers on several machines. It carries hints only: without it sleepers look by themselves."""
+"""The wake-up by Redis, for workers on several machines. It carries hints: without it sleepers look by themselves."""
 
 from __future__ import annotations
 
