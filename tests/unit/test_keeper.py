@@ -102,7 +102,12 @@ class House:
         if member is not None:
             return member
         granted: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.pool.wait(Waiter(self.now() + 60, granted.set_result), self.now())
+
+        def settle(outcome: Any) -> None:
+            if not granted.done():
+                granted.set_result(outcome)
+
+        self.pool.wait(Waiter(self.now() + 60, settle), self.now())
         outcome = await granted
         if isinstance(outcome, errors.HeadraceError):
             raise outcome

@@ -133,21 +133,26 @@ class Keeper:
 
     def retire(self) -> None:
         """The version is not to be called any more: drain all its instances, fail who waits."""
+        self._end(errors.NotFound(f"version {self.version.number} of {self.version.function!r} was deleted."))
+        self.wake()
+
+    def _end(self, why: errors.HeadraceError) -> None:
+        """No call is taken any more: who waits and who comes gets `why`, what runs may end."""
         self._retired = True
-        gone = errors.NotFound(f"version {self.version.number} of {self.version.function!r} was deleted.")
-        self.pool.shut(gone, float("inf"))
-        self._fail(gone)
+        self.pool.shut(why, float("inf"))
+        self._fail(why)
         for instance in self.instances:
             if instance.member is not None and not instance.member.draining:
                 self.pool.drain(instance.member)
-        self.wake()
 
     async def finished(self) -> None:
         """Wait until a retired version has no instance any more."""
         await asyncio.wait((self._task,))
 
     async def close(self, shutdown_s: float) -> None:
-        """Stop every instance."""
+        """Stop every instance. Calls that wait are told, those that run get `shutdown_s` seconds to end."""
+        if not self._retired:
+            self._end(errors.NodeUnavailable("the node is stopping; try again.", retry_after_s=1))
         await self._tasks.aclose()
         await asyncio.gather(*(self._yard.stop(instance, shutdown_s) for instance in self.instances))
 
@@ -233,9 +238,9 @@ class Keeper:
             try:
                 await self._yard.freeze(instance)
             except errors.HeadraceError as error:
-                logger.warning("instance %s could not be frozen: %s", instance.id, error.detail)
+                logger.warning("instance %s may be paused or not and is replaced: %s", instance.id, error.detail)
                 if instance.member is not None:
-                    self.pool.thaw(instance.member)
+                    self.pool.drain(instance.member)
 
     async def _thaw(self, instance: Instance) -> None:
         async with instance.pausing:
@@ -279,6 +284,8 @@ class Keeper:
 
     def _failed(self, error: errors.HeadraceError) -> None:
         """Fail fast: who waits gets the reason at once, and so does who comes before the next try."""
+        if self._retired:  # the gate is shut for good
+            return
         now = asyncio.get_running_loop().time()
         self._fail(error)
         if now < self._retry_at:  # another of the same batch has said it already

@@ -134,13 +134,21 @@ class Yard:
         if instance.state in (InstanceState.STARTING, InstanceState.READY):
             instance.become(InstanceState.DRAINING)
         link = instance.link
-        if link is not None and not link.lost and shutdown_s > 0:
-            if instance.member is not None and instance.member.frozen:
-                async with instance.pausing:
-                    await self.thaw(instance)
+        if link is not None and not link.lost and shutdown_s > 0 and await self._listens(instance):
             link.drain()
             await asyncio.wait((link.gone,), timeout=shutdown_s)
         await self._scrap(instance, InstanceState.STOPPED)
+
+    async def _listens(self, instance: Instance) -> bool:
+        """True when the instance runs and so can shut down by itself: a frozen one is thawed."""
+        if instance.member is not None and instance.member.frozen:
+            async with instance.pausing:
+                try:
+                    await self.thaw(instance)
+                except errors.EngineUnavailable as error:
+                    logger.warning("instance %s stays paused and is removed as it is: %s", instance.id, error.detail)
+                    return False
+        return True
 
     async def bury(self, instance: Instance) -> errors.InstanceDied:
         """A sandbox has died: find out why, tell the calls that it was running, remove it."""
@@ -206,6 +214,7 @@ class Yard:
     async def _remove(self, instance: Instance) -> None:
         if instance.link is not None:
             instance.link.close()
+            instance.link.abandon(errors.InstanceDied("the instance was stopped before the call had ended."))
         try:
             await self._ask(self._driver.stop(instance.id))
             instance.forget()

@@ -216,7 +216,8 @@ class Invoker:
             if frame.type == wire.REPLY:
                 await answer.reply(call, send, header, frame.body)
             elif frame.type == wire.HEAD:
-                async with asyncio.timeout_at(stream.deadline):
+                # A late instance is ended by the gateway's ticker; here, a little later, a caller who does not read.
+                async with asyncio.timeout_at(stream.deadline + PATIENCE_S):
                     await answer.relay(call, stream, send, header)
             else:
                 raise errors.FunctionError("the instance answered an HTTP call as if it were a WebSocket.")

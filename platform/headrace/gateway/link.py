@@ -201,6 +201,7 @@ class Link(asyncio.Protocol):
         self.gone: asyncio.Future[None] = self.loop.create_future()
         self.lost = False
         self._closed = False
+        self._abandoned: errors.HeadraceError | None = None
         self.log: LogSink | None = None
         self._on_lost = on_lost
         self._decoder = wire.Decoder()
@@ -288,7 +289,8 @@ class Link(asyncio.Protocol):
         self.send(wire.DRAIN, 0)
 
     def abandon(self, error: errors.HeadraceError) -> None:
-        """End every call that is still open with `error`."""
+        """End every call that is still open with `error`, and one that had its slot but was not opened yet."""
+        self._abandoned = self._abandoned or error
         for stream in list(self._streams.values()):
             stream.finish(error)
 
@@ -312,6 +314,8 @@ class Link(asyncio.Protocol):
         if len(self._invocations) > _REMEMBERED + len(self._streams):
             self._invocations.popitem(last=False)
         self.send(wire.CALL, stream.id, header, body)
+        if self._abandoned is not None:
+            stream.finish(self._abandoned)
         return stream
 
     def send(self, type: int, stream: int, header: bytes = b"", body: bytes = b"") -> None:
