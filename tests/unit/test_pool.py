@@ -109,6 +109,38 @@ def test_a_shut_gate_answers_at_once_until_its_time_and_opens_again() -> None:
     assert desk.wait(now=6.0) == []
 
 
+def test_many_refusals_do_not_grow_the_error_they_share() -> None:
+    desk = Desk()
+    reason = errors.LoadFailed("no")
+    desk.pool.shut(reason, until=5.0)
+    for _ in range(100):
+        with pytest.raises(errors.LoadFailed):
+            desk.wait(now=1.0)
+    frames, entry = 0, reason.__traceback__
+    while entry is not None:
+        frames, entry = frames + 1, entry.tb_next
+    assert frames < 10
+
+
+def test_who_waits_in_vain_learns_why_there_are_no_more_instances() -> None:
+    desk = Desk()
+    waiting = desk.wait(deadline=1.0)
+    desk.pool.lacking = errors.NoCapacity("the node is full")
+    desk.pool.expire(now=2.0)
+    assert waiting == [desk.pool.lacking]
+
+
+def test_an_ejected_member_comes_back_early_when_nobody_else_can_take_a_call() -> None:
+    desk = Desk()
+    bad, good = desk.join("bad"), desk.join("good")
+    _fail(desk, bad, 5)
+    assert bad.ejected_until
+    desk.pool.remove(good)
+    waiting = desk.wait()
+    desk.pool.expire(now=0.0)
+    assert waiting == [bad]
+
+
 def test_a_forgotten_waiter_gets_nothing() -> None:
     desk = Desk()
     gone = desk.wait()
@@ -213,6 +245,28 @@ def test_the_last_member_is_never_ejected() -> None:
     assert desk.pool.take() is only
 
 
+def test_an_ejected_member_comes_back_when_the_others_are_gone() -> None:
+    desk = Desk()
+    bad, good = desk.join("bad"), desk.join("good")
+    _fail(desk, bad, 5)
+    assert desk.pool.take() is good
+    waiting = desk.wait()
+    assert waiting == [], "the other one still serves"
+    desk.pool.remove(good)
+    assert waiting == [bad]
+    assert not bad.ejected_until
+
+
+def test_an_ejected_member_comes_back_when_the_others_are_frozen() -> None:
+    desk = Desk()
+    bad, good = desk.join("bad"), desk.join("good")
+    _fail(desk, bad, 5)
+    assert desk.pool.freeze(good)
+    assert desk.wait() == [bad]
+    desk.pool.expire(now=100.0)
+    assert repr(desk.pool) == "<Pool [bad 1/1, good 0/1 frozen] in_flight=1 waiting=0>"
+
+
 class PoolMachine(RuleBasedStateMachine):
     """Any order of events against a plain model of who holds what."""
 
@@ -260,6 +314,7 @@ class PoolMachine(RuleBasedStateMachine):
             assert len(self.waiting) >= 1
         else:
             self.waiting.append((waiter, settled))
+            self._collect()
 
     @precondition(lambda self: self.held)
     @rule(data=st.data(), failed=st.booleans())
@@ -288,6 +343,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.pool.remove(member)
         else:
             self.pool.drain(member)
+        self._collect()
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
@@ -315,6 +371,8 @@ class PoolMachine(RuleBasedStateMachine):
         assert all(0 <= m.in_flight <= m.capacity for m in self.members)
         if any(m.open for m in self.members):
             assert not self.waiting, "a call waits although a slot is free"
+        if any(m.ejected_until and not m.draining for m in self.members) and self.waiting:
+            assert any(m.serving for m in self.members), "calls wait while the last member is ejected"
 
 
 PoolMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

@@ -5,7 +5,8 @@ never an `await` between reading and changing it. `take` reserves a slot; `relea
 and hands it to the next waiter in the same step. Waiters are first in, first out. `repr()` shows everything.
 
 A member that fails call after call while others do not is ejected for a while (outlier detection as in Envoy: five
-failures in a row, each ejection twice as long as the last), but never the last one that could take a call. A frozen
+failures in a row, each ejection twice as long as the last), but never the last one that could take a call: one comes
+back early when a call waits and no other serves. A frozen
 member is out of reach until it is thawed: `freeze` withdraws it before anybody pauses it, so no call races with that.
 """
 
@@ -74,9 +75,14 @@ class Member:
         return f"{self.name} {self.in_flight}/{self.capacity}{marks}"
 
     @property
+    def serving(self) -> bool:
+        """True when calls go to it, now or once it has a free slot."""
+        return not self.draining and not self.frozen and not self.ejected_until
+
+    @property
     def open(self) -> bool:
         """True when a call may be given to it."""
-        return self.in_flight < self.capacity and not self.draining and not self.frozen and not self.ejected_until
+        return self.in_flight < self.capacity and self.serving
 
 
 class Waiter:
@@ -163,6 +169,7 @@ class Pool:
             )
         self._waiters[waiter] = None
         self._wake()
+        self._recall()
         self.on_demand()
 
     def forget(self, waiter: Waiter) -> None:
@@ -193,6 +200,7 @@ class Pool:
         """No further call goes to `member`; `on_demand` tells when its last one has ended."""
         member.draining = True
         self._withdraw(member)
+        self._recall()
         if not member.in_flight:
             self.on_demand()
 
@@ -214,6 +222,7 @@ class Pool:
         member.draining = True
         self._withdraw(member)
         self.members.pop(member.name, None)
+        self._recall()
         self.on_demand()
 
     def shut(self, error: errors.HeadraceError, until: float) -> None:
@@ -228,9 +237,7 @@ class Pool:
     def expire(self, now: float) -> None:
         """Answer the waiters whose time is up, let members back whose ejection is over."""
         while self._ejected and self._ejected[0].ejected_until <= now:
-            back = self._ejected.pop(0)
-            back.ejected_until = 0.0
-            self._offer(back)
+            self._let_back(self._ejected[0])
         while self._waiters and next(iter(self._waiters)).deadline <= now:
             waiter, _ = self._waiters.popitem(last=False)
             waiter.settle(
@@ -275,8 +282,8 @@ class Pool:
 
     def _blame(self, member: Member, now: float) -> None:
         member._failures += 1
-        others = (other for other in self.members.values() if other is not member and not other.draining)
-        if member._failures < _FAILURES or not any(not o.ejected_until and not o.frozen for o in others):
+        others = (other for other in self.members.values() if other is not member)
+        if member._failures < _FAILURES or not any(other.serving for other in others):
             return
         member._failures = 0
         member.ejected_until = now + min(_EJECT_S * 2**member._ejections, _MOST_EJECT_S)
@@ -284,3 +291,15 @@ class Pool:
         self._withdraw(member)
         self._ejected.append(member)
         self._ejected.sort(key=lambda ejected: ejected.ejected_until)
+
+    def _recall(self) -> None:
+        """A call waits and nobody serves: the ejected member whose time is up first comes back now."""
+        if self._waiters and not any(member.serving for member in self.members.values()):
+            back = next((ejected for ejected in self._ejected if not ejected.draining), None)
+            if back is not None:
+                self._let_back(back)
+
+    def _let_back(self, member: Member) -> None:
+        self._ejected.remove(member)
+        member.ejected_until = 0.0
+        self._offer(member)
