@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +34,7 @@ class Program:
     def __init__(self) -> None:
         self.load_error: dict[str, str] | None = None
         self.calls = 0
+        self.calls_while_frozen = 0
         self.cancelled = 0
 
     async def __call__(self, instance: FakeInstance) -> int:
@@ -50,8 +51,10 @@ class Program:
         tasks: dict[int, asyncio.Task[None]] = {}
         try:
             while data := await reader.read(65536):
+                frozen = instance.frozen
                 await instance.thawed.wait()
                 for frame in decoder.feed(data):
+                    self.calls_while_frozen += frozen and frame.type == wire.CALL
                     if frame.type == wire.LOAD:
                         self._load(writer)
                     elif frame.type == wire.CALL:
@@ -67,10 +70,10 @@ class Program:
                         return 3
             return 1
         finally:
+            writer.close()
             for task in tasks.values():
                 task.cancel()
             await asyncio.gather(*tasks.values(), return_exceptions=True)
-            writer.close()
 
     def _load(self, writer: asyncio.StreamWriter) -> None:
         if self.load_error is not None:
@@ -86,10 +89,10 @@ class Program:
         if path == "/die":
             writer.transport.abort()
             return
-        if path in ("/half", "/stream"):
+        if path in ("/half", "/stream", "/endless"):
             writer.write(wire.encode(wire.HEAD, frame.stream, b'{"s":200,"h":[]}'))
             writer.write(wire.encode(wire.BODY, frame.stream, b"", b"half"))
-            await asyncio.sleep(0.1)
+            await (asyncio.Event().wait() if path == "/endless" else asyncio.sleep(0.1))
             if path == "/half":
                 writer.transport.abort()
                 return
@@ -136,7 +139,7 @@ class Answer:
 class House:
     """The parts of a node that this kit wires. `records` are the rows noted, in the order of model.Invocation."""
 
-    def __init__(self, home: Path, prewarm: int = 0, **config: Any) -> None:
+    def __init__(self, home: Path, prewarm: int = 0, switchboard: Switchboard | None = None, **config: Any) -> None:
         self.settings = Settings(home=home, prewarm=prewarm, instance_memory_mb=1024)
         self.program = Program()
         self.engine = FakeEngine(self.program)
@@ -145,7 +148,8 @@ class House:
         self.lines: list[tuple[Any, ...]] = []
         self.active: set[Pool] = set()
         self.pools: dict[int, Pool] = {}
-        self.fleet = Fleet(self.driver, Switchboard(), self.settings, lambda version, id: self._line)
+        self.retired: list[Pool] = []  # their last calls may still run
+        self.fleet = Fleet(self.driver, switchboard or Switchboard(), self.settings, lambda version, id: self._line)
         self.routes = Routes(self.pool_of)
         self.invoker = Invoker(
             self.routes,
@@ -168,21 +172,38 @@ class House:
 
     def publish(self, number: int, revision: int = 1) -> Target:
         """Versions up to `number` exist and `live` leads to it."""
+        return self.route(number, range(1, number + 1), revision)
+
+    def route(self, live: int | None, numbers: Iterable[int], revision: int) -> Target:
+        """The versions `numbers` exist and `live` leads to one of them or nowhere; what is gone is retired."""
         function = Function(1, "default", "f", "", "public", "least-loaded", False, {}, 0, 0)
         versions = {
             n: Version(n, 1, "default", "f", n, VersionState.READY, None, "d", None, self._wanted, 1, 0, 0)
-            for n in range(1, number + 1)
+            for n in numbers
         }
-        target = Target(function, {"live": {number: 100}}, versions, revision)
+        target = Target(function, {"live": {live: 100}} if live else {}, versions, revision)
         self.routes.put(target)
+        for gone in self.pools.keys() - versions.keys():
+            self.fleet.retire(gone)
+            self.retired.append(self.pools.pop(gone))
+        for number in self.pools.keys() & versions.keys():
+            keeper = self.fleet.keep(versions[number], self.pools[number])
+            keeper.in_traffic = number == live
+            keeper.wake()
         return target
+
+    def kill(self, instance: FakeInstance) -> None:
+        """The instance dies, as if by SIGKILL."""
+        assert instance.task is not None
+        instance.exit_code = 137
+        instance.task.cancel()
 
     def pool_of(self, target: Target, version: Version) -> Pool:
         pool = self.pools.get(version.id)
         if pool is None:
             pool = Pool(version.config.queue, "least-loaded", self.active)
             self.pools[version.id] = pool
-            self.fleet.keep(version, pool)
+            self.fleet.keep(version, pool).in_traffic = any(version.number in t for t in target.aliases.values())
         return pool
 
     async def _look_again(self, function_id: int) -> bool:
@@ -191,11 +212,19 @@ class House:
     def _late(self, member: Member) -> None:
         self.fleet.late(member.name)
 
-    async def call(self, path: str = "/ok", answer: Answer | None = None, gone: asyncio.Event | None = None) -> Answer:
-        """One GET through the gateway; `gone` is set when the caller leaves."""
+    async def call(
+        self,
+        path: str = "/ok",
+        answer: Answer | None = None,
+        gone: asyncio.Event | None = None,
+        reads: asyncio.Event | None = None,
+    ) -> Answer:
+        """One GET through the gateway; `gone` is set when the caller leaves, `reads` when it reads the body."""
         answer = answer or Answer()
 
         async def send(message: Any) -> None:
+            if reads is not None and message["type"] == "http.response.body":
+                await reads.wait()
             answer.sent.append(message)
 
         async def receive() -> Any:
@@ -222,16 +251,18 @@ class House:
     def balanced(self) -> None:
         """No slot is held and nothing waits."""
         assert self.invoker.in_flight == 0
-        for pool in self.pools.values():
+        for pool in (*self.pools.values(), *self.retired):
             assert (pool.in_flight, pool.waiting) == (0, 0), pool
             assert all(member.in_flight == 0 for member in pool.members.values()), pool
             assert all(member.link.in_flight == 0 for member in pool.members.values()), pool
 
 
 @asynccontextmanager
-async def house(home: Path, prewarm: int = 0, **config: Any) -> AsyncIterator[House]:
+async def house(
+    home: Path, prewarm: int = 0, switchboard: Switchboard | None = None, **config: Any
+) -> AsyncIterator[House]:
     """A house with its ticker running; at the end it is stopped and nothing may be left of it."""
-    made = House(home, prewarm, **config)
+    made = House(home, prewarm, switchboard, **config)
     made.fleet.start()
     ticking = asyncio.get_running_loop().create_task(_ticks(made.gateway))
     try:

@@ -173,7 +173,7 @@ async def node(settings: Settings, clock: Clock) -> None:
         await running.start()
         gc.collect()
         gc.freeze()  # what was made so far stays; collections look at what calls leave behind
-        await _stop_signal()
+        await _first(_stop_signal(), running.failed())
         await running.stop()
     finally:
         await database.close()
@@ -197,9 +197,8 @@ async def worker(settings: Settings, clock: Clock) -> None:
     running = Worker(queue, {"build": builder.run}, wake, clock)
     tasks = Tasks()
     try:
-        tasks.spawn(running.run(), "worker")
         tasks.spawn(_housekeeping(settings, clock, Records(database, clock), versions, bundles), "housekeeping")
-        await _stop_signal()
+        await _first(_stop_signal(), running.run())
     finally:
         await tasks.aclose()
         await wake.close()
@@ -220,6 +219,19 @@ async def _housekeeping(
         except Exception:
             logger.warning("housekeeping failed; it runs again in %g s", _HOUSEKEEPING_S, exc_info=True)
         await asyncio.sleep(_HOUSEKEEPING_S)
+
+
+async def _first(*works: Coroutine[Any, Any, None]) -> None:
+    """Return or raise as the first of `works` does; end the others."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _stop_signal() -> None:

@@ -17,6 +17,7 @@ ENV_NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"
 LIVE = "live"
 DEFAULT_NAMESPACE = "default"
 DEFAULT_RUNTIME = "python"
+MOST_ENV = 256 << 10  # bytes of a version's environment; it travels in one frame
 SLOT_S = 10.0  # seconds of one MetricSlot
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
@@ -77,12 +78,12 @@ class VersionConfig(BaseModel):
     env: dict[EnvName, EnvText] = Field(
         default_factory=dict, max_length=256, description="Environment of the function."
     )
-    secrets: list[Name] = Field(default_factory=list, max_length=64, description="Names of secrets; none exist yet.")
+    secrets: list[Name] = Field(default_factory=list, max_length=0, description="Names of secrets; none exist yet.")
     network: Network = Field("egress", description="`egress`: may dial out; `none`: no network at all.")
 
-    @field_validator("secrets")
+    @field_validator("secrets", mode="before")
     @classmethod
-    def _no_secrets_exist(cls, value: list[str]) -> list[str]:
+    def _no_secrets_exist(cls, value: Any) -> Any:
         if value:
             raise ValueError("this release keeps no secrets yet; leave it out and use env")
         return value
@@ -90,6 +91,11 @@ class VersionConfig(BaseModel):
     @field_validator("env")
     @classmethod
     def _env_is_usable(cls, value: dict[str, str]) -> dict[str, str]:
+        size = sum(len(name) + len(text.encode("utf-8", "surrogatepass")) for name, text in value.items())
+        if size > MOST_ENV:
+            raise ValueError(
+                f"it takes {size} bytes and may take {MOST_ENV}; put large values into files of the bundle"
+            )
         for name, text in value.items():
             if "\0" in text:
                 raise ValueError(f"{name} holds a NUL byte, which no environment variable can carry")

@@ -129,6 +129,10 @@ class Node:
         ):
             self._tasks.spawn(work, name)
 
+    async def failed(self) -> None:
+        """Return when the function port is served no more although nobody stopped it."""
+        await self._gateway.ended()
+
     async def stop(self) -> None:
         """Take no further calls, let running ones end, stop every instance, write the last records."""
         self._serving = False
@@ -288,6 +292,8 @@ class Node:
             raise errors.NotFound(f"function {version.function!r} was deleted.")
         try:
             kind = await self._ready(self._keeper(target, version))
+        except errors.NoCapacity:  # perhaps another question about it still waits; the job asks again
+            raise
         except errors.HeadraceError:
             self._retire(version)
             raise

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 _READ = 64 << 10
+_LONGEST = 64 << 20  # bytes of a question or answer; the metrics of many versions are long
 
 
 class PeerServer:
@@ -101,7 +102,7 @@ async def ask(address: str, op: str, question: dict[str, Any], timeout_s: float)
 
 
 async def _read_frame(reader: asyncio.StreamReader) -> wire.Frame:
-    decoder = wire.Decoder()
+    decoder = wire.Decoder(_LONGEST)
     while data := await reader.read(_READ):
         for frame in decoder.feed(data):
             return frame

@@ -90,12 +90,13 @@ def loads(header: bytes) -> dict[str, Any]:
 class Decoder:
     """Turns received bytes, cut anywhere, into frames.
 
-    Holds at most one incomplete frame; a frame over `MAX_PAYLOAD` is refused from its prefix alone.
+    Holds at most one incomplete frame; one over `longest` bytes of payload is refused from its prefix alone.
     """
 
-    __slots__ = ("_missing", "_parts")
+    __slots__ = ("_longest", "_missing", "_parts")
 
-    def __init__(self) -> None:
+    def __init__(self, longest: int = MAX_PAYLOAD) -> None:
+        self._longest = longest
         self._parts: list[bytes] = []
         self._missing = 0  # bytes without which no further frame can be complete
 
@@ -116,7 +117,7 @@ class Decoder:
                 missing = body_at - end
                 break
             size, type_, stream, header_size = _unpack_from(data, offset)
-            if size > MAX_PAYLOAD or header_size > size:
+            if size > self._longest or header_size > size:
                 raise ProtocolError(f"frame of type {type_} announces {size} bytes, header {header_size}")
             next_at = body_at + size
             if next_at > end:

@@ -20,10 +20,43 @@ def test_a_cold_call_takes_a_waiting_instance_and_the_shelf_fills_up_again(tmp_p
             assert asyncio.get_running_loop().time() == started, "it was there already"
             used = {row[4] for row in rig.records}
             assert used <= waiting
-            await asyncio.sleep(5)
-            assert rig.fleet.status()["waiting"] == 3, "one was taken of late, so one more waits"
             await asyncio.sleep(700)
-            assert rig.fleet.status()["waiting"] == 3, "what waits is not thrown away"
+            assert rig.fleet.status()["waiting"] == 2, "a quarter of the node's memory and no more"
+
+    virtual_time.run(scenario())
+
+
+def test_what_was_taken_of_late_is_wanted_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with house(tmp_path, prewarm=1) as rig:
+            await asyncio.sleep(1)
+            assert (await rig.call()).status == 200
+            await asyncio.sleep(5)
+            assert rig.fleet.status()["waiting"] == 2, "one was taken of late, so one more waits"
+
+    virtual_time.run(scenario())
+
+
+def test_what_waits_makes_room_for_a_version_that_needs_its_memory(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with house(tmp_path, prewarm=2, memory_mb=900) as rig:
+            await asyncio.sleep(1)
+            assert rig.fleet.status()["waiting"] == 2
+            assert (await rig.call()).status == 200
+            await asyncio.sleep(60)
+            assert (await rig.call()).status == 200
+            assert rig.fleet.status()["memory_mb"]["reserved"] <= 1024
+
+    virtual_time.run(scenario())
+
+
+def test_starts_at_once_never_reserve_more_than_there_is(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with house(tmp_path, prewarm=2, memory_mb=400, concurrency=1) as rig:
+            await asyncio.sleep(1)
+            answers = await asyncio.gather(*(rig.call("/slow") for _ in range(4)))
+            assert {answer.status for answer in answers} == {200}
+            assert rig.fleet.status()["memory_mb"]["reserved"] <= 1024
 
     virtual_time.run(scenario())
 

@@ -230,3 +230,33 @@ async def test_a_second_dial_is_refused() -> None:
     refusal.connection_made(second)
     assert second.aborted
     assert w.link.dialled() is not w.link
+
+
+async def test_headers_count_against_the_window_too() -> None:
+    w = Wire()
+    socket = w.call()
+    w.say(wire.WS_ACCEPT, socket.id, b"{}")
+    for _ in range(3):
+        w.say(wire.WS_MESSAGE, socket.id, b'{"t":1,"x":"' + b"y" * 300_000 + b'"}')
+    assert w.transport.aborted
+
+
+async def test_an_instance_cannot_grant_itself_more_than_the_window() -> None:
+    w = Wire()
+    stream = w.call()
+    w.say(wire.WINDOW, stream.id, b'{"n":1000000000000}')
+    sending = asyncio.ensure_future(stream.send(wire.BODY, b"", b"y" * (1 << 20)))
+    assert sum(len(f.body) for f in await w.heard()) == wire.WINDOW_SIZE
+    sending.cancel()
+
+
+async def test_what_an_instance_says_of_a_failure_is_cut_and_cleaned() -> None:
+    w = Wire()
+    stream = w.call()
+    failure = b'{"e":{"type":"E","message":"\\ud800' + b"m" * 100_000 + b'","stack":7}}'
+    w.say(wire.HEAD, stream.id, b'{"s":200}')
+    w.say(wire.END, stream.id, failure)
+    with pytest.raises(errors.FunctionError) as caught:
+        await _read(stream)
+    assert len(caught.value.detail) < 5000
+    caught.value.detail.encode()

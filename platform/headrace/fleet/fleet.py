@@ -46,7 +46,7 @@ class Fleet:
         self._settings = settings
         self._tasks = Tasks()
         self._yard = Yard(driver, switchboard, settings, log_of)
-        self._shelf = Shelf(self._yard, settings.prewarm, self._fits, self.lost, self._tasks)
+        self._shelf = Shelf(self._yard, settings.prewarm, self._shelf_may_grow, self.lost, self._tasks)
         self._memory_mb = settings.instance_memory_mb or _three_quarters_of_the_machine()
         self._clock = Clock()
         self._keepers: dict[int, Keeper] = {}
@@ -78,6 +78,8 @@ class Fleet:
             keeper = self._keepers.get(instance.version.id)
             if keeper is not None:
                 keeper.lost(instance)
+            else:  # of a version that was deleted while this one had calls
+                self._tasks.spawn(self._yard.bury(instance), f"bury {instance.id}")
         elif self._shelf.discard(instance):
             self._tasks.spawn(self._yard.bury(instance), f"bury {instance.id}")
 
@@ -156,6 +158,7 @@ class Fleet:
             except BaseException:
                 await self._yard.stop(instance, 0)
                 raise
+        instance.memory_mb = config.memory_mb  # reserved in the same step in which it was found free
         await self._yard.load(instance, version)
         return instance
 
@@ -168,7 +171,10 @@ class Fleet:
         assert instance.link is not None
         loaded = bool(instance.link.hello.get("loaded"))
         keeper = keeper_of(version_id) if version_id is not None else None
-        if keeper is not None and loaded:
+        if instance.link.lost:
+            await self._yard.stop(instance, 0)
+            self.recovery.removed += 1
+        elif keeper is not None and loaded:
             self._yard.resume(instance, keeper.version)
             keeper.enlist(instance)
             keeper.wake()
@@ -183,7 +189,10 @@ class Fleet:
     async def _sweeps(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP_S)
-            await self.sweep()
+            try:
+                await self.sweep()
+            except Exception:
+                logger.exception("a sweep failed; the next one is in %g s", _SWEEP_S)
 
     async def sweep(self) -> None:
         """Stop what nobody asks for any more, remove what runs and belongs to nobody."""
@@ -203,22 +212,35 @@ class Fleet:
     def _fits(self, memory_mb: int) -> bool:
         return self._used() + memory_mb <= self._memory_mb
 
+    def _shelf_may_grow(self, memory_mb: int) -> bool:
+        """Waiting instances take a quarter of the memory at most."""
+        return self._fits(memory_mb) and (len(self._shelf) + 1) * memory_mb <= self._memory_mb // 4
+
     async def _make_room(self, memory_mb: int) -> None:
-        """Return when `memory_mb` more fit, stopping idle instances for it. Raises `NoCapacity`."""
+        """Return when `memory_mb` more fit, stopping for it what waits on the shelf, then idle instances.
+
+        Raises `NoCapacity`.
+        """
         deadline = asyncio.get_running_loop().time() + _ROOM_S
-        while not self._fits(memory_mb):
-            idle = [(worth, keeper) for keeper in self._keepers.values() if (worth := keeper.worth) is not None]
-            if asyncio.get_running_loop().time() > deadline or not (idle or self._stopping()):
-                raise errors.NoCapacity(
-                    f"instances hold {self._used()} of {self._memory_mb} MiB and all are busy: lower memory_mb, "
-                    "stop functions, or raise HEADRACE_INSTANCE_MEMORY_MB.",
-                    retry_after_s=1,
-                )
-            if idle and not self._stopping():
-                least, keeper = min(idle, key=lambda pair: pair[0])
-                self._clock.gave_up(least)
-                keeper.evict()
-            await asyncio.sleep(0.02)
+        with self._shelf.held():
+            while not self._fits(memory_mb):
+                spare = self._shelf.give_up()
+                if spare is not None:
+                    await self._yard.stop(spare, 0)
+                    continue
+                idle = [(worth, keeper) for keeper in self._keepers.values() if (worth := keeper.worth) is not None]
+                coming = self._stopping() or self._shelf.filling
+                if asyncio.get_running_loop().time() > deadline or not (idle or coming):
+                    raise errors.NoCapacity(
+                        f"instances hold {self._used()} of {self._memory_mb} MiB and all are busy: lower memory_mb, "
+                        "stop functions, or raise HEADRACE_INSTANCE_MEMORY_MB.",
+                        retry_after_s=1,
+                    )
+                if idle and not coming:
+                    least, keeper = min(idle, key=lambda pair: pair[0])
+                    self._clock.gave_up(least)
+                    keeper.evict()
+                await asyncio.sleep(0.02)
 
     def _stopping(self) -> bool:
         return any(i.state is InstanceState.DRAINING for i in self._yard.running.values())

@@ -55,6 +55,7 @@ class Instance:
         "handler_kind",
         "id",
         "kind",
+        "limits",
         "link",
         "member",
         "memory_mb",
@@ -66,7 +67,8 @@ class Instance:
     def __init__(self, kind: Kind, memory_mb: int, cpus: float, run_dir: Path, id: str | None = None) -> None:
         self.id = id or secrets.token_hex(8)
         self.kind = kind
-        self.memory_mb = memory_mb
+        self.memory_mb = memory_mb  # reserved of the node's memory
+        self.limits = (memory_mb, cpus)  # in force at the engine
         self.cpus = cpus
         self.directory = run_dir / "i" / self.id
         self.link: Link | None = None

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 _BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)  # after the first, second, ... start in a row that failed
 _RETRY_S = 0.5  # waiting calls but no memory for an instance: look again
+_LATE_S = 1.0  # for the shutdown of an instance whose code may still be stuck in a call
+_EVICTED_S = 1.0  # for one that has to make room
 _PAUSE_S = 0.01
 _LOOK_S = 1.0  # a version with instances that are not at rest is looked at this often
 _FREEZE_S = 10.0  # an instance without a call for so long is paused: it keeps its memory and gets no CPU
@@ -125,7 +127,7 @@ class Keeper:
         """Stop the instance that has been idle longest, to make room."""
         idle = self._idlest()
         if idle is not None:
-            self._stop(idle)
+            self._stop(idle, _EVICTED_S)
 
     def _idlest(self) -> Instance | None:
         idle = [i for i in self._instances.values() if self._idle(i)]
@@ -184,7 +186,8 @@ class Keeper:
         scale = scaler.scale(self._observe(now), self.version.config, have)
         wanted = max(scale.wanted, 1 if self._wanted_ready else 0)
         frozen = [i for i in serving if i.member is not None and i.member.frozen]
-        for instance in frozen[: max(0, wanted - have + len(frozen))]:
+        needed = max(wanted - have + len(frozen), 1 if self.pool.waiting else 0)
+        for instance in frozen[:needed]:
             self._tasks.spawn(self._thaw(instance), f"thaw {instance.id}")
         missing = min(wanted - have, self.version.config.max_instances - self.have)
         if missing > 0:
@@ -275,9 +278,13 @@ class Keeper:
                 self.lost(instance)
         except errors.NoCapacity as error:  # the node is full: not this version's fault, look again soon
             self._retry_at = asyncio.get_running_loop().time() + _RETRY_S
+            self.pool.lacking = error
             self._fail(error)
         except errors.HeadraceError as error:
             self._failed(error)
+        except Exception as error:  # a full disk, a bundle that is gone: as loud, and with the same backoff
+            logger.exception("starting an instance of %s failed", self.version)
+            self._failed(errors.HeadraceError(f"starting an instance failed on the node: {type(error).__name__}."))
         finally:
             self._starting -= 1
             self.wake()
@@ -297,14 +304,15 @@ class Keeper:
             self.pool.shut(error, self._retry_at)
         logger.warning("%s cannot start, next try in %g s: %s", self.version, backoff, error.detail)
 
-    def _stop(self, instance: Instance) -> None:
+    def _stop(self, instance: Instance, shutdown_s: float | None = None) -> None:
         if instance.id in self._stopping:
             return
-        late = instance.member is not None and instance.member.draining
+        if shutdown_s is None and instance.member is not None and instance.member.draining:
+            shutdown_s = _LATE_S
         self._stopping.add(instance.id)
         if instance.member is not None:
             self.pool.remove(instance.member)
-        self._tasks.spawn(self._stopped(instance, 1.0 if late else None), f"stop {instance.id}")
+        self._tasks.spawn(self._stopped(instance, shutdown_s), f"stop {instance.id}")
 
     async def _stopped(self, instance: Instance, shutdown_s: float | None) -> None:
         try:

@@ -46,6 +46,7 @@ class Pool(Protocol):
 
     in_flight: int
     on_demand: Callable[[], None]
+    lacking: HeadraceError | None
 
     @property
     def members(self) -> Mapping[str, Member]: ...

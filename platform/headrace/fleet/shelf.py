@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from headrace import errors
 from headrace.fleet.instance import Instance, Kind
@@ -49,6 +50,7 @@ class Shelf:
         self._taken: defaultdict[Kind, deque[float]] = defaultdict(lambda: deque(maxlen=_MOST_RECENT))
         self._filling: set[Kind] = set()
         self._closed = False
+        self._holds = 0
 
     def __len__(self) -> int:
         return sum(len(instances) for instances in self._waiting.values())
@@ -76,6 +78,28 @@ class Shelf:
         self._asked.setdefault(instance.kind, asyncio.get_running_loop().time())
         self._waiting[instance.kind].append(instance)
 
+    def give_up(self) -> Instance | None:
+        """An instance to stop because its memory is needed more elsewhere; None when none waits."""
+        for waiting in self._waiting.values():
+            if waiting:
+                return waiting.pop()
+        return None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Nothing is refilled in here: somebody is making room."""
+        self._holds += 1
+        try:
+            yield
+        finally:
+            self._holds -= 1
+            for kind in list(self._asked):
+                self._refill(kind)
+
+    @property
+    def filling(self) -> bool:
+        return bool(self._filling)
+
     def discard(self, instance: Instance) -> bool:
         """Forget an instance that died while it waited; False when it was not here."""
         try:
@@ -102,7 +126,7 @@ class Shelf:
 
     def _lacks(self, kind: Kind) -> bool:
         """Fewer wait than `size` (one, of a kind with dependencies) and as many as were taken of late."""
-        if kind not in self._asked or self._closed:
+        if kind not in self._asked or self._closed or self._holds:
             return False
         since = asyncio.get_running_loop().time() - _RECENT_S
         base = self._size if kind.layer is None else min(self._size, 1)

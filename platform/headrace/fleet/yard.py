@@ -101,9 +101,10 @@ class Yard:
         began = asyncio.get_running_loop().time()
         try:
             config = version.config
-            if (instance.memory_mb, instance.cpus) != (config.memory_mb, config.cpus):
+            instance.memory_mb, instance.cpus = config.memory_mb, config.cpus
+            if instance.limits != (config.memory_mb, config.cpus):
                 await self._ask(self._driver.adjust(instance.id, memory_mb=config.memory_mb, cpus=config.cpus))
-                instance.memory_mb, instance.cpus = config.memory_mb, config.cpus
+                instance.limits = (config.memory_mb, config.cpus)
             instance.version = version
             instance.remember()
             await asyncio.to_thread(copy_tree, self._settings.code_dir(version.digest), instance.directory / "code")
@@ -182,7 +183,7 @@ class Yard:
             error={"type": "InstanceDied", "message": f"exit code {status.exit_code}", "stack": tail},
         )
 
-    async def sweep(self, older_than_s: float = 0.0) -> int:
+    async def sweep(self) -> int:
         """Remove what runs or lies around for this home without being in `running`."""
         strays = {status.id for status in await self._ask(self._driver.list())} | Instance.remembered(
             self._settings.run_dir
@@ -191,7 +192,9 @@ class Yard:
         for id in strays - self.running.keys():
             await self._ask(self._driver.stop(id))
             if id not in self.running:
-                Instance(Kind(DEFAULT_RUNTIME, "egress", None), 0, 0, self._settings.run_dir, id).forget()
+                await asyncio.to_thread(
+                    Instance(Kind(DEFAULT_RUNTIME, "egress", None), 0, 0, self._settings.run_dir, id).forget
+                )
                 removed += 1
         return removed
 
@@ -217,7 +220,7 @@ class Yard:
             instance.link.abandon(errors.InstanceDied("the instance was stopped before the call had ended."))
         try:
             await self._ask(self._driver.stop(instance.id))
-            instance.forget()
+            await asyncio.to_thread(instance.forget)
         except errors.EngineUnavailable as error:
             logger.warning("instance %s could not be removed yet: %s", instance.id, error.detail)
         finally:
@@ -245,8 +248,9 @@ class Yard:
                 return link.connected.result()
             status = await self._ask(self._driver.inspect(instance.id))
             if status is None or not status.running or asyncio.get_running_loop().time() > deadline:
-                tail = status.tail.strip()[-500:] if status is not None else "it is gone"
-                raise errors.EngineUnavailable(f"an instance started but did not report: {tail or 'it said nothing'}.")
+                tail = status.tail.strip()[-2000:] if status is not None else "it is gone"
+                logger.warning("instance %s did not report; it said: %s", instance.id, tail or "nothing")
+                raise errors.EngineUnavailable("an instance started and did not report; the node's log has its words.")
 
     def _spec(self, instance: Instance) -> InstanceSpec:
         kind = instance.kind

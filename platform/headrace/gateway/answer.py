@@ -18,31 +18,34 @@ from headrace.gateway.link import Stream
 HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade")
 )
+_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
 
 
 async def reply(call: Call, send: Send, header: dict[str, Any], body: bytes) -> None:
-    status, headers = _head(call, header)
+    status, headers = head(call, header)
     if call.method != "HEAD":
         headers = [pair for pair in headers if pair[0] != b"content-length"]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     call.status, call.answering = status, True
     call.bytes_out = len(body)
-    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if call.method == "HEAD" else body})
 
 
 async def relay(call: Call, stream: Stream, send: Send, header: dict[str, Any]) -> None:
-    status, headers = _head(call, header)
-    call.status, call.answering = status, True
+    status, headers = head(call, header)
     await send({"type": "http.response.start", "status": status, "headers": headers})
+    call.status, call.answering = status, True
     async for frame in stream.frames():
         if call.method != "HEAD":
             call.bytes_out += len(frame.body)
+            stream.caller_slow = True
             await send({"type": "http.response.body", "body": frame.body, "more_body": True})
+            stream.caller_slow = False
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _head(call: Call, header: dict[str, Any]) -> tuple[int, Headers]:
+def head(call: Call, header: dict[str, Any]) -> tuple[int, Headers]:
     """Status and headers for the caller. The instance is not trusted: what HTTP can't carry is a function error."""
     status = header.get("s", 200)
     if type(status) is not int or not 200 <= status <= 599:
@@ -53,9 +56,10 @@ def _head(call: Call, header: dict[str, Any]) -> tuple[int, Headers]:
             raw = name.lower().encode("ascii")
             if raw in HOP or raw.startswith(b"headrace-"):
                 continue
-            if not _TOKEN.fullmatch(raw) or "\n" in value or "\r" in value or "\0" in value:
+            text = value.encode("latin-1")
+            if not _TOKEN.fullmatch(raw) or not _VALUE.fullmatch(text):
                 raise ValueError(name)
-            headers.append((raw, value.encode("latin-1")))
+            headers.append((raw, text))
     except (ValueError, TypeError, AttributeError):
         raise errors.FunctionError("the answer has a header that HTTP cannot carry.") from None
     headers += own_headers(call)

@@ -29,6 +29,7 @@ _LONGEST_WAIT = 60.0  # seconds in the queue; a version's own timeout_s may make
 _SHORTEST_WAIT = 10.0  # ... but a cold start is given at least this
 _LONGEST_PATH = 512  # characters of the path kept in a record
 _MORE: dict[str, Any] = {"more": True}
+_PRIVATE = answer.HOP | {b"authorization"}
 _WHOLE: dict[str, Any] = {}
 
 
@@ -66,26 +67,39 @@ class Invoker:
         """A new invocation id: 24 hex digits that sort by time (milliseconds, the process, a counter)."""
         return f"{int(time.time() * 1000):011x}{self._salt}{next(self._ids) & 0xFFFFFFF:07x}"
 
-    async def http(self, scope: Scope, receive: Receive, send: Send, *, spelling: str, rest: str) -> None:
-        """Answer one HTTP request to the function `spelling`; `rest` is the path behind it, as sent."""
-        call = Call(self.new_id(), scope["method"], rest, self.monotonic)
+    def begin(self, method: str, path: str) -> Call:
+        return Call(self.new_id(), method, path, self.monotonic)
+
+    async def http(
+        self, scope: Scope, receive: Receive, send: Send, *, spelling: str, rest: str, by_host: bool
+    ) -> None:
+        """Answer one HTTP request to the function `spelling`; `rest` is the path behind it, as sent.
+
+        `by_host`: the function was named by the host, so its root is the host's.
+        """
+        call = self.begin(scope["method"], rest)
         self.in_flight += 1
         try:
             route = await self.route(spelling)
-            call.prefix = route.prefix
+            call.prefix = "" if by_host else route.prefix
             self.gatekeeper.check(route, scope["headers"])
-            runnable = call.runnable = route.choose(affinity(scope) if route.chooses else None)
+            call.runnable = route.choose(affinity(scope) if route.chooses else None)
             upload = Upload(scope, receive, self.max_body)
             body = await upload.start()
             call.bytes_in = len(body)
             member = await self.slot(call, route, scope, None if upload.more else receive)
-            stream = self.open(call, runnable, member, scope, body, **_MORE if upload.more else _WHOLE)
+            stream = self.open(call, route, member, scope, body, **_MORE if upload.more else _WHOLE)
             await self._converse(call, stream, upload, receive, send)
         except errors.HeadraceError as error:
             call.failed(error)
             await answer.problem(send, error, call)
         except asyncio.CancelledError:
             call.failed(errors.ClientGone("the call was cancelled."))
+            raise
+        except answer.Broken:
+            raise
+        except Exception as error:  # a fault of our own: recorded as one, and the server answers 500
+            call.failed(errors.HeadraceError(f"the gateway failed: {type(error).__name__}."))
             raise
         finally:
             self.in_flight -= 1
@@ -180,11 +194,14 @@ class Invoker:
 
     # -- the conversation with the instance
 
-    def open(
-        self, call: Call, runnable: Runnable, member: Member, scope: Scope, body: bytes, **more: Any
-    ) -> links.Stream:
-        """Write the CALL frame; `more` are further fields of its header."""
-        client = scope["client"]
+    def open(self, call: Call, route: Route, member: Member, scope: Scope, body: bytes, **more: Any) -> links.Stream:
+        """Write the CALL frame; `more` are further fields of its header. Raises `TooLarge` when it would not fit.
+
+        The token that opened a private function is the platform's and stays here.
+        """
+        client, runnable = scope["client"], call.runnable
+        assert runnable is not None
+        kept_here = _PRIVATE if route.private else answer.HOP
         header = {
             "id": call.id,
             "d": int(runnable.timeout_s * 1000),
@@ -192,15 +209,18 @@ class Invoker:
             "r": call.prefix,
             "p": call.path,
             "q": scope["query_string"].decode("latin-1"),
-            "h": [(n.decode("latin-1"), v.decode("latin-1")) for n, v in scope["headers"] if n not in answer.HOP],
+            "h": [(n.decode("latin-1"), v.decode("latin-1")) for n, v in scope["headers"] if n not in kept_here],
             "ip": client[0] if client else "",
             "s": scope["scheme"],
             "v": scope["http_version"],
             **more,
         }
+        encoded = orjson.dumps(header)
+        if len(encoded) + len(body) > wire.MAX_PAYLOAD:
+            raise errors.TooLarge(f"the request's headers and URL take {len(encoded)} bytes: send less.")
         call.sent_at = self.monotonic()
         deadline = float("inf") if "ws" in more else call.sent_at + runnable.timeout_s
-        return member.link.call(call.id, orjson.dumps(header), body, call.sent_at, deadline)
+        return member.link.call(call.id, encoded, body, call.sent_at, deadline)
 
     async def _converse(self, call: Call, stream: links.Stream, upload: Upload, receive: Receive, send: Send) -> None:
         feeding = None
@@ -224,7 +244,9 @@ class Invoker:
         except wire.ProtocolError as error:
             raise errors.FunctionError(f"the instance sent an answer that can't be read: {error}.") from None
         except TimeoutError:
-            raise errors.TimedOut("the answer was not read to its end within the version's timeout_s.") from None
+            if stream.caller_slow:
+                raise errors.ClientGone("the caller did not read the answer to its end within timeout_s.") from None
+            raise errors.TimedOut("the answer was not complete within the version's timeout_s.") from None
         finally:
             stream.close("client")
             if feeding is not None:

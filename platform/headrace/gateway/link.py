@@ -4,8 +4,8 @@ One asyncio protocol per instance. A small call is one frame out and one frame i
 REPLY or HEAD frame. Larger bodies flow under a window per stream and direction: what the reader has consumed is
 granted back, so a slow client holds at most a window of memory and never its neighbours' frames.
 
-All calls of a link run under the same time limit, so streams end in the order in which they began, and `expire`
-looks at the oldest only: no timer per call.
+All calls of a link run under the same time limit, so streams run out of time in the order in which they began, and
+`overdue` stops at the first that has not: no timer per call.
 
 When the connection is lost the streams stay open until `abandon` says why: the fleet first asks the engine what
 happened to the instance, so that the caller learns "out of memory" and not "connection lost".
@@ -50,6 +50,7 @@ class Stream:
         "_room",
         "_window",
         "answer",
+        "caller_slow",
         "deadline",
         "id",
         "opened",
@@ -61,10 +62,11 @@ class Stream:
         self.id = id
         self.opened = opened  # monotonic, as the deadline
         self.deadline = deadline
+        self.caller_slow = False  # true while its time goes by waiting for the caller, not for the function
         self.receive: Receive | None = None  # where the caller's leaving shows, once a call takes long
         self.answer: asyncio.Future[wire.Frame] = link.loop.create_future()
         self._chunks: deque[wire.Frame] = deque()
-        self._held = 0  # bytes in _chunks
+        self._held = 0  # bytes in _chunks, headers too
         self._consumed = 0  # bytes the reader is done with and the instance was not granted yet
         self._ended: errors.HeadraceError | bool = False
         self._more: asyncio.Future[None] | None = None  # the reader waits for a frame
@@ -77,7 +79,7 @@ class Stream:
         while True:
             while self._chunks:
                 frame = self._chunks.popleft()
-                self._held -= len(frame.body)
+                self._held -= len(frame.header) + len(frame.body)
                 yield frame
                 self._consumed += len(frame.body)
                 if self._consumed >= _GRANT and not self._ended:
@@ -145,14 +147,16 @@ class Stream:
         if kind == wire.WINDOW:
             granted = wire.loads(frame.header).get("n")
             if isinstance(granted, int) and granted > 0:
-                self._window += granted
+                self._window = min(self._window + granted, wire.WINDOW_SIZE)  # more was never asked for
                 _wake(self._room)
         elif kind in (wire.REPLY, wire.HEAD, wire.WS_ACCEPT) and not self.answer.done():
             self.answer.set_result(frame)
             if kind == wire.REPLY:
                 self.finish(True)
         elif kind in (wire.BODY, wire.WS_MESSAGE):
-            self._held += len(frame.body)
+            if kind == wire.BODY and frame.header:
+                frame = frame._replace(header=b"")
+            self._held += len(frame.header) + len(frame.body)
             if self._held > 2 * wire.WINDOW_SIZE:
                 raise wire.ProtocolError("more bytes than the window allows")
             self._chunks.append(frame)
@@ -373,8 +377,8 @@ async def listen(path: Path, link: Link) -> AsyncIterator[None]:
 
 
 def load_failed(header: dict[str, Any]) -> errors.LoadFailed:
-    kind, message = str(header.get("type", "Error")), str(header.get("message", ""))
-    return errors.LoadFailed(f"{kind}: {message}", error=_error(header))
+    error = _error(header)
+    return errors.LoadFailed(f"{error['type']}: {error['message']}", error=error)
 
 
 def function_error(failure: Any) -> errors.FunctionError:
@@ -384,11 +388,12 @@ def function_error(failure: Any) -> errors.FunctionError:
 
 
 def _error(header: dict[str, Any]) -> dict[str, str]:
-    return {
-        "type": str(header.get("type", "Error"))[:200],
-        "message": str(header.get("message", ""))[:4000],
-        "stack": str(header.get("stack", ""))[:64_000],
-    }
+    """What an instance says of a failure, cut to size and free of what UTF-8 can't carry."""
+
+    def clean(name: str, longest: int) -> str:
+        return str(header.get(name) or "")[:longest].encode("utf-8", "replace").decode()
+
+    return {"type": clean("type", 200) or "Error", "message": clean("message", 4000), "stack": clean("stack", 64_000)}
 
 
 def _fail(waiting: asyncio.Future[Any], error: errors.HeadraceError) -> None:

@@ -106,6 +106,7 @@ class Pool:
         self.members: dict[str, Member] = {}
         self.in_flight = 0
         self.throttled = 0
+        self.lacking: errors.HeadraceError | None = None  # why there are not more instances, for who waits in vain
         self._active = active
         self._resting = True
         self._area = 0.0  # calls in flight and waiting, integrated over seconds, since `observe`
@@ -160,7 +161,7 @@ class Pool:
         Where no instance is up, one call may wait whatever `queue` says: it is what starts the first.
         """
         if self._shut is not None and now < self._shut_until:
-            raise self._shut
+            raise self._shut.with_traceback(None)  # one error for many callers: it must not collect their frames
         if self.waiting >= (self.queue if self.members else max(self.queue, 1)):
             self.throttled += 1
             raise errors.QueueFull(
@@ -192,6 +193,7 @@ class Pool:
 
     def join(self, link: Link, capacity: int, cpus: float, start_ms: float, now: float) -> Member:
         """A new instance is ready: it takes waiters at once."""
+        self.lacking = None
         member = self.members[link.instance] = Member(link, capacity, cpus, start_ms, now)
         self._offer(member)
         return member
@@ -236,12 +238,15 @@ class Pool:
 
     def expire(self, now: float) -> None:
         """Answer the waiters whose time is up, let members back whose ejection is over."""
-        while self._ejected and self._ejected[0].ejected_until <= now:
+        starved = self._waiters and not self._available
+        while self._ejected and (self._ejected[0].ejected_until <= now or starved):
+            starved = False
             self._let_back(self._ejected[0])
         while self._waiters and next(iter(self._waiters)).deadline <= now:
             waiter, _ = self._waiters.popitem(last=False)
             waiter.settle(
-                errors.NoCapacity(
+                self.lacking
+                or errors.NoCapacity(
                     "no instance became free in time; try again, or raise max_instances or concurrency.",
                     retry_after_s=1,
                 )

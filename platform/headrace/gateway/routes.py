@@ -8,6 +8,7 @@ Replacing a function forgets its spellings, so the next call sees the new state 
 from __future__ import annotations
 
 import random
+import re
 from bisect import bisect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from headrace.gateway.pool import Pool
 from headrace.model import DEFAULT_NAMESPACE, LIVE, Function, Target, Version
 
 _MOST_SPELLINGS = 100_000
+_NUMBER = re.compile(r"[1-9][0-9]{0,8}")  # one spelling per version
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +127,8 @@ class Routes:
         if id is None or spelling.endswith(("@", ".")):
             raise errors.NotFound(f"there is no function {place[:130]!r}: check the name, or deploy it.")
         target = self._targets[id]
-        if which.isascii() and which.isdigit():
-            traffic = {int(which[:18]): 100}
+        if _NUMBER.fullmatch(which):
+            traffic = {int(which): 100}
         else:
             found = target.aliases.get(which or LIVE)
             if not found:

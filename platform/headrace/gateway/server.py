@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable
 
 from granian.constants import HTTPModes, Interfaces
-from granian.http import HTTP1Settings
+from granian.http import HTTP1Settings, HTTP2Settings
 from granian.server.embed import Server
 
 from headrace import errors
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 _TICK_S = 0.02
 _CONNECTIONS = 16_384
+_HTTP2_HEADERS = 64 << 10  # bytes; HTTP/1 has a bound of the server's own
 _HEADERS_S = 15.0  # a client that takes longer for its request's headers is cut off
 
 
@@ -53,7 +55,7 @@ class Gateway:
         if kind not in ("http", "websocket"):
             return
         try:
-            spelling, rest = self._where(scope)
+            spelling, rest, by_host = self._where(scope)
         except errors.HeadraceError as error:
             if kind == "http":
                 await problem(send, error)
@@ -61,24 +63,27 @@ class Gateway:
                 await websocket.refuse(send, error)
             return
         if kind == "http":
-            await self._invoker.http(scope, receive, send, spelling=spelling, rest=rest)
+            await self._invoker.http(scope, receive, send, spelling=spelling, rest=rest, by_host=by_host)
         else:
-            await websocket.serve(self._invoker, scope, receive, send, spelling=spelling, rest=rest)
+            call = self._invoker.begin("GET", rest)
+            await websocket.serve(self._invoker, call, scope, receive, send, spelling=spelling, by_host=by_host)
 
-    def _where(self, scope: Scope) -> tuple[str, str]:
-        """The function's spelling and the path behind it, as sent."""
+    def _where(self, scope: Scope) -> tuple[str, str, bool]:
+        """The function's spelling, the path behind it as sent, and whether the host named it (its root is `/` then)."""
         path = scope["raw_path"].decode("latin-1")
+        if self._suffix:
+            host = next((v.decode("latin-1") for n, v in scope["headers"] if n == b"host"), "")
+            name = host.partition(":")[0].lower().removesuffix(self._suffix)
+            if name and len(name) < len(host.partition(":")[0]):
+                return name, path, True
         if path.startswith("/fn/"):
             end = path.find("/", 4)
-            return (path[4:], "/") if end < 0 else (path[4:end], path[end:])
-        if self._suffix:
-            host = next((v.decode("latin-1") for n, v in scope["headers"] if n == b"host"), "").partition(":")[0]
-            if host.endswith(self._suffix):
-                return host.removesuffix(self._suffix), path
+            return (path[4:], "/", False) if end < 0 else (path[4:end], path[end:], False)
         raise errors.NotFound("nothing is here: functions are at /fn/<name>.")
 
     async def start(self, host: str, port: int) -> None:
         """Listen. Raises `OSError` when the address is taken."""
+        await _check_free(host, port)
         self._server = Server(
             self,
             address=host,
@@ -89,10 +94,16 @@ class Gateway:
             backlog=4096,
             backpressure=_CONNECTIONS,
             http1_settings=HTTP1Settings(header_read_timeout=int(_HEADERS_S * 1000)),
+            http2_settings=HTTP2Settings(max_headers_size=_HTTP2_HEADERS),
             log_enabled=False,
         )
         self._serving = asyncio.get_running_loop().create_task(self._server.serve(), name="function port")
         self._tasks.spawn(self._ticks(), "gateway ticker")
+
+    async def ended(self) -> None:
+        """Return when the port is served no more, which only `stop` should bring about."""
+        assert self._serving is not None
+        await asyncio.wait((self._serving,))
 
     async def stop(self, drain_s: float) -> None:
         """Take no further connection and give running calls up to `drain_s` seconds."""
@@ -115,7 +126,10 @@ class Gateway:
         while True:
             await asyncio.sleep(_TICK_S)
             before, now = now, monotonic()
-            self.tick(now, now - before)
+            try:
+                self.tick(now, now - before)
+            except Exception:  # the next turn looks again; without a ticker no call would ever time out
+                logger.exception("a turn of the gateway's ticker failed")
 
     def tick(self, now: float, seconds: float) -> None:
         """Deadlines, queue timeouts and callers who left, for all calls at once; `seconds` since the last time."""
@@ -129,13 +143,28 @@ class Gateway:
                     self._look_after(member, now)
 
     def _look_after(self, member: Member, now: float) -> None:
-        late = member.link.overdue(now)
-        for stream in late:
-            stream.close("timeout", errors.TimedOut("the call took longer than the version's timeout_s."))
+        late = False
+        for stream in member.link.overdue(now):
+            if stream.caller_slow:
+                slow = "the caller sent or read its bytes too slowly to be done within timeout_s."
+                stream.close("client", errors.ClientGone(slow))
+            else:
+                stream.close("timeout", errors.TimedOut("the call took longer than the version's timeout_s."))
+                late = True
         if late:
             self._on_late(member)
         for stream in member.link.unwatched(now - PATIENCE_S):
             self._tasks.spawn(_watch(stream), "caller watch")
+
+
+async def _check_free(host: str, port: int) -> None:
+    """Raise `OSError` when the address can't be listened on: the server itself shares ports, and says nothing."""
+    (family, kind, protocol, _, address), *_ = await asyncio.get_running_loop().getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
 
 
 async def _watch(stream: Stream) -> None:

@@ -79,10 +79,14 @@ class Upload:
 
 async def feed(call: Call, stream: Stream, upload: Upload) -> None:
     try:
+        stream.caller_slow = True
         async for piece in upload.pieces():
+            stream.caller_slow = False
             call.bytes_in += len(piece)
             if piece:
                 await stream.send(wire.BODY, b"", piece)
+            stream.caller_slow = True
+        stream.caller_slow = False
         stream.end()
         stream.receive = upload.receive
     except errors.HeadraceError as error:

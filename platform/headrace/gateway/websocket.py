@@ -12,7 +12,7 @@ from typing import Any
 
 from headrace import errors, wire
 from headrace.gateway import link as links
-from headrace.gateway.answer import own_headers, problem_of
+from headrace.gateway.answer import head, problem_of
 from headrace.gateway.call import Call, Receive, Scope, Send
 from headrace.gateway.invoke import Invoker, affinity
 
@@ -25,28 +25,35 @@ _TOO_BIG = 1009
 _MAX_MESSAGE = 16 << 20  # bytes of one message from the function, held while its pieces arrive
 
 
-async def serve(invoker: Invoker, scope: Scope, receive: Receive, send: Send, *, spelling: str, rest: str) -> None:
-    """Carry one WebSocket between its client and the function `spelling`; `rest` is the path behind it, as sent."""
-    call = Call(invoker.new_id(), "GET", rest, invoker.monotonic)
+async def serve(
+    invoker: Invoker, call: Call, scope: Scope, receive: Receive, send: Send, *, spelling: str, by_host: bool
+) -> None:
+    """Carry one WebSocket between its client and the function `spelling`. `by_host`: the host named the function."""
     invoker.in_flight += 1
     try:
         await receive()  # websocket.connect
         route = await invoker.route(spelling)
-        call.prefix = route.prefix
+        call.prefix = "" if by_host else route.prefix
         invoker.gatekeeper.check(route, scope["headers"])
         call.runnable = route.choose(affinity(scope) if route.chooses else None)
         member = await invoker.slot(call, route, scope, None)
-        stream = invoker.open(call, call.runnable, member, scope, b"", ws=True)
+        stream = invoker.open(call, route, member, scope, b"", ws=True)
         invoker.sockets.add(stream)
         try:
             await _converse(call, stream, call.runnable.timeout_s, receive, send)
+        except wire.ProtocolError as error:
+            raise errors.FunctionError(f"the instance sent an answer that can't be read: {error}.") from None
         finally:
             invoker.sockets.discard(stream)
+            stream.close("client")
     except errors.HeadraceError as error:
         call.failed(error)
         await refuse(send, error, call)
     except asyncio.CancelledError:
         call.failed(errors.ClientGone("the socket was cut."))
+        raise
+    except Exception as error:  # a fault of our own: recorded as one, and the server cuts the socket
+        call.failed(errors.HeadraceError(f"the gateway failed: {type(error).__name__}."))
         raise
     finally:
         invoker.in_flight -= 1
@@ -73,10 +80,11 @@ async def _converse(call: Call, stream: links.Stream, timeout_s: float, receive:
         raise errors.TimedOut("the function did not accept the socket within timeout_s.") from None
     header = links.parse(frame.header)
     if frame.type != wire.WS_ACCEPT:
-        await _denied(call, header, frame.body, send)
+        await _denied(call, frame.type, header, frame.body, send)
         return
+    chosen = header.get("sp")
+    await send({"type": "websocket.accept", "subprotocol": chosen if isinstance(chosen, str) else None, "headers": []})
     call.status, call.answering = 101, True
-    await send({"type": "websocket.accept", "subprotocol": header.get("sp"), "headers": []})
     loop = asyncio.get_running_loop()
     up = loop.create_task(_from_client(call, stream, receive), name=f"socket {call.id} up")
     down = loop.create_task(_from_function(call, stream, send), name=f"socket {call.id} down")
@@ -86,7 +94,6 @@ async def _converse(call: Call, stream: links.Stream, timeout_s: float, receive:
         for task in (up, down):
             task.cancel()  # the server takes no close while somebody still waits to receive
         await asyncio.gather(up, down, return_exceptions=True)
-        stream.close("client")
     if not down.cancelled():
         code, reason = down.result()
         await send({"type": "websocket.close", "code": code, "reason": reason})
@@ -94,12 +101,14 @@ async def _converse(call: Call, stream: links.Stream, timeout_s: float, receive:
         up.result()
 
 
-async def _denied(call: Call, header: dict[str, Any], body: bytes, send: Send) -> None:
+async def _denied(call: Call, kind: int, header: dict[str, Any], body: bytes, send: Send) -> None:
     if "e" in header:
         raise links.function_error(header["e"])
-    call.status = header.get("s", 403)
-    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in header.get("h", ())]
-    await send({"type": "websocket.http.response.start", "status": call.status, "headers": headers + own_headers(call)})
+    if kind != wire.REPLY:
+        raise errors.FunctionError("the instance answered an upgrade with a stream.")
+    status, headers = head(call, header)
+    await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
+    call.status, call.answering = status, True
     await send({"type": "websocket.http.response.body", "body": body})
 
 

@@ -55,9 +55,18 @@ class Builder:
                 async with BuildLog(self._versions, version.id) as log:
                     await self._attempt(job, version, log)
         except NotFound:
+            if not await self._deleted(job):
+                raise  # the node did not find what it needed; the version itself is there
             logger.info("the version of build job %d was deleted meanwhile", job.id)
         except _LeaseLost:
             logger.warning("build job %d belongs to somebody else now", job.id)
+
+    async def _deleted(self, job: Job) -> bool:
+        try:
+            await self._versions.by_id(job.payload["version_id"])
+        except NotFound:
+            return True
+        return False
 
     async def _attempt(self, job: Job, version: Version, log: BuildLog) -> None:
         try:

@@ -13,6 +13,7 @@ from typing import Any
 from headrace.model import Version
 
 BURST = 4 << 20  # bytes an instance may write at once
+LINE = 100  # bytes that every line costs beside its text
 RATE = 512 << 10  # bytes a second it may write for ever
 LONGEST = 16 << 10  # bytes of one line; the rest of a longer one is the next line
 _STREAMS = frozenset(("stdout", "stderr", "log"))
@@ -36,7 +37,8 @@ class LogTap:
             nonlocal tokens, filled, dropped
             now = time.monotonic()
             tokens, filled = min(BURST, tokens + (now - filled) * RATE), now
-            if tokens < len(text):
+            cost = len(text) + LINE * (1 + text.count(b"\n"))
+            if tokens < cost:
                 dropped += len(text)
                 return
             at = _time(header)
@@ -44,9 +46,8 @@ class LogTap:
                 note = f"{dropped} bytes of log were dropped here: the instance wrote more than {RATE} bytes a second."
                 self._line((at, *place, "", instance, "platform", "WARNING", note))
                 dropped = 0
-            tokens -= len(text)
-            stream = header.get("s") if header.get("s") in _STREAMS else "stdout"
-            level = header.get("l") if header.get("l") in _LEVELS else "INFO"
+            tokens -= cost
+            stream, level = _known(header.get("s"), _STREAMS, "stdout"), _known(header.get("l"), _LEVELS, "INFO")
             for line in _lines(text):
                 self._line((at, *place, invocation, instance, stream, level, line))
 
@@ -56,7 +57,11 @@ class LogTap:
 def _time(header: dict[str, Any]) -> float:
     """The instance's own time when it is near ours: its lines keep their order, and it can't write history."""
     now, at = time.time(), header.get("t")
-    return float(at) if isinstance(at, int | float) and abs(at - now) < 60 else now
+    return float(at) if isinstance(at, int | float) and now - 60 < at < now + 60 else now
+
+
+def _known(value: object, known: frozenset[str], otherwise: str) -> str:
+    return value if isinstance(value, str) and value in known else otherwise
 
 
 def _lines(text: bytes) -> list[str]:

@@ -1,0 +1,52 @@
+"""The function port: a taken address is said at once, and the host may name the function."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import pytest
+
+from headrace.errors import NotFound
+from headrace.gateway.access import Gatekeeper
+from headrace.gateway.invoke import Invoker
+from headrace.gateway.routes import Routes
+from headrace.gateway.server import Gateway
+
+
+async def _nothing_new(function_id: int) -> bool:
+    return False
+
+
+def _gateway(base_domain: str = "") -> Gateway:
+    routes = Routes(lambda target, version: pytest.fail("no pool is wanted"))
+    invoker = Invoker(routes, Gatekeeper(), lambda row: None, "n", max_body=1, look_again=_nothing_new)
+    return Gateway(invoker, set(), lambda member: None, base_domain)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_a_taken_port_is_an_error_at_once(host: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family, reuse_port=True) as taken:
+        with pytest.raises(OSError, match="[Aa]ddress already in use"):
+            await _gateway().start(host, taken.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("path", "host", "found"),
+    [
+        ("/fn/hello", "x", ("hello", "/", False)),
+        ("/fn/hello@2/a%20b", "x", ("hello@2", "/a%20b", False)),
+        ("/a/b", "Hello.Fn.Example:7780", ("hello", "/a/b", True)),
+        ("/fn/other/", "hello.fn.example", ("hello", "/fn/other/", True)),
+        ("/fn/hello", "fn.example", ("hello", "/", False)),
+    ],
+)
+def test_where_a_request_goes(path: str, host: str, found: tuple[str, str, bool]) -> None:
+    scope: dict[str, Any] = {"raw_path": path.encode(), "headers": [(b"host", host.encode())]}
+    assert _gateway("fn.example")._where(scope) == found
+
+
+def test_nothing_is_anywhere_else() -> None:
+    with pytest.raises(NotFound):
+        _gateway()._where({"raw_path": b"/", "headers": []})
