@@ -262,7 +262,7 @@ class Node:
                     keeper = self._fleet.keeper(version_id)
                     if keeper is not None:
                         v = keeper.version
-                        self._recorder.gauge(v.namespace, v.function, v.number, pool.in_flight, len(pool.members))
+                        self._recorder.gauge(v.namespace, v.function, v.number, pool.take_peak(), len(pool.members))
 
     # -- what control and worker ask
 

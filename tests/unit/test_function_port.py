@@ -28,8 +28,9 @@ def _gateway(base_domain: str = "") -> Gateway:
 async def test_a_taken_port_is_an_error_at_once(host: str) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, 0), family=family, reuse_port=True) as taken:
-        with pytest.raises(OSError, match="[Aa]ddress already in use"):
-            await _gateway().start(host, taken.getsockname()[1])
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match="ddress already in use"):
+            await _gateway().start(host, port)
 
 
 @pytest.mark.parametrize(

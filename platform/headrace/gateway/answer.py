@@ -93,6 +93,8 @@ def problem_of(error: errors.HeadraceError, call: Call | None) -> tuple[int, Hea
         headers += own_headers(call)
         if "error" in error.ids:
             content["detail"] = f"{error.ids['error']['type']}: see `headrace invocations {call.id}` for its message."
+    if error.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
     if error.retryable:
         headers.append((b"retry-after", b"%d" % error.ids.get("retry_after_s", 1)))
     return error.status, headers, orjson.dumps(content, default=str)

@@ -156,8 +156,9 @@ class Invoker:
             raise
         member = call.member = granted.result()  # the call holds the slot from here on
         waited = (self.monotonic() - began) * 1000
-        if member.served == 1:
+        if member.cold:
             call.start_ms = min(waited, member.start_ms)
+            member.cold = False
         call.queue_ms = waited - call.start_ms
         return member
 

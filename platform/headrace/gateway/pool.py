@@ -42,6 +42,7 @@ class Member:
         "_ejections",
         "_failures",
         "capacity",
+        "cold",
         "cpus",
         "draining",
         "ejected_until",
@@ -64,6 +65,7 @@ class Member:
         self.served = 0  # calls it was ever given
         self.idle_since = now  # monotonic; meaningful while in_flight is 0
         self.draining = False
+        self.cold = True  # it was started or thawed for the call that waits for it
         self.frozen = False
         self.ejected_until = 0.0  # monotonic; 0: it is not ejected
         self._failures = 0  # in a row
@@ -109,6 +111,7 @@ class Pool:
         self.lacking: errors.HeadraceError | None = None  # why there are not more instances, for who waits in vain
         self._active = active
         self._resting = True
+        self._peak = 0  # most calls in flight at once since `take_peak`
         self._area = 0.0  # calls in flight and waiting, integrated over seconds, since `observe`
         self._ejected: list[Member] = []
         self.on_demand: Callable[[], None] = _nobody_listens
@@ -137,6 +140,11 @@ class Pool:
         """Call-seconds, running and waiting, since the last time this was asked."""
         area, self._area = self._area, 0.0
         return area
+
+    def take_peak(self) -> int:
+        """Most calls in flight at once since the last time this was asked."""
+        peak, self._peak = self._peak, self.in_flight
+        return peak
 
     def rest(self) -> bool:
         """Leave the active set when nothing runs and nothing waits; False while something does."""
@@ -217,6 +225,7 @@ class Pool:
     def thaw(self, member: Member) -> None:
         """A frozen member runs again: it takes waiters at once."""
         member.frozen = False
+        member.cold = True
         self._offer(member)
 
     def remove(self, member: Member) -> None:
@@ -256,6 +265,7 @@ class Pool:
         member.in_flight += 1
         member.served += 1
         self.in_flight += 1
+        self._peak = max(self._peak, self.in_flight)
         if self._resting:
             self._wake()
         if member.in_flight >= member.capacity:

@@ -94,7 +94,8 @@ class Builder:
         await self._advance(job, version, VersionState.PROBING, layer=layer)
         log.line("Starting an instance to try it.")
         found = await self._nodes.probe(version.id)
-        log.line(f"Ready: the {found['kind']} loads, an instance started in {found['ms']:.0f} ms.")
+        what = "ASGI application" if found["kind"] == "asgi" else "handler"
+        log.line(f"Ready: the {what} loads, an instance started in {found['ms']:.0f} ms.")
         await self._advance(job, version, VersionState.READY)
         try:
             await self._nodes.refresh(version.function_id)
