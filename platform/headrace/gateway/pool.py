@@ -161,6 +161,7 @@ class Pool:
             return None
         member = available[0] if len(available) == 1 else self._pick(available, key)
         self._reserve(member)
+        member.cold = False  # nobody waited for it
         return member
 
     def wait(self, waiter: Waiter, now: float) -> None:
