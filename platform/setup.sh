@@ -40,6 +40,7 @@ run_quietly() {
 }
 
 apt_install() {
+  check_setup_disk
   say "installing with apt: $*"
   export DEBIAN_FRONTEND=noninteractive
   if [[ -z ${apt_updated:-} ]]; then
@@ -65,9 +66,15 @@ existing_parent() {
   printf '%s' "$path"
 }
 
-check_disk() {
+# The disks that every start needs.
+check_disk() { check_places "$root" "$(home_dir)"; }
+
+# The disks that setting up needs besides.
+check_setup_disk() { check_places "${TMPDIR:-/tmp}" /var/lib/docker; }
+
+check_places() {
   local place free
-  for place in "$root" "$(home_dir)" "${TMPDIR:-/tmp}" /var/lib/docker; do
+  for place in "$@"; do
     place=$(existing_parent "$place")
     free=$(df -Pm "$place" | awk 'NR == 2 {print $4}')
     if ((free < LEAST_FREE_MIB)); then
@@ -120,6 +127,7 @@ ensure_environment() {
     exec 9<&-
     return
   fi
+  check_setup_disk
   ensure_interpreter
   if [[ -e $mark ]] || { [[ -e $venv ]] && ! suits "$venv/bin/python"; }; then
     say "removing a Python environment that was left incomplete"
@@ -177,6 +185,7 @@ ensure_engine() {
       die "the Docker engine at $ENGINE_SOCKET does not answer." "Look at its log and start it again, then run this again."
       ;;
   esac
+  check_setup_disk
   if ! have dockerd; then
     may_install || die "the Docker engine is missing." \
       "Install it as root, for example: apt-get install docker.io" \
