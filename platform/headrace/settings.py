@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -14,6 +16,11 @@ from headrace.errors import SettingsError
 
 PREFIX = "HEADRACE_"
 _LONGEST_RUN_DIR = 70  # a unix socket path holds 107 bytes, and `i/<instance>/s` comes after it
+_LABEL = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_HOST_NAME = re.compile(rf"(?=.{{1,189}}$){_LABEL}(?:\.{_LABEL})*")  # `<name>.` goes before it
+_DATABASE_URL = re.compile(r"(?P<place>(?:[^@]*@)?[^?]*)(?:\?(?P<query>.*))?", re.DOTALL)
+_DATABASE_OPTIONS = ("host", "port", "ssl", "sslmode")
+_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
 
 class Settings(BaseModel):
@@ -65,14 +72,35 @@ class Settings(BaseModel):
         }
         if not separator or scheme not in drivers:
             raise ValueError("write it as postgresql://user:password@host/database, or leave it out for SQLite")
-        return f"{drivers[scheme]}://{rest}"
+        place, options = _split_options(rest)
+        if drivers[scheme].startswith("sqlite"):
+            _check_sqlite(place, options)
+        return f"{drivers[scheme]}://{place}" + ("?" + urlencode(options) if options else "")
 
-    @field_validator("redis_url", "control_url")
+    @field_validator("redis_url")
     @classmethod
-    def _is_url(cls, value: str) -> str:
-        if value and "://" not in value:
-            raise ValueError("write it as a URL, with its scheme")
-        return value.rstrip("/")
+    def _is_redis(cls, value: str) -> str:
+        fix = "write it as redis://host:port, rediss://host:port or unix:///path/of/the.sock"
+        return _url(value, ("redis", "rediss", "unix"), fix)
+
+    @field_validator("control_url")
+    @classmethod
+    def _is_http(cls, value: str) -> str:
+        fix = "write it as http://host:port or https://host"
+        checked = _url(value, ("http", "https"), fix)
+        if checked and not urlsplit(checked).hostname:
+            raise ValueError(f"it names no host: {fix}")
+        return checked
+
+    @field_validator("base_domain")
+    @classmethod
+    def _is_host_name(cls, value: str) -> str:
+        name = value.lower()
+        if name and _HOST_NAME.fullmatch(name) is None:
+            raise ValueError(
+                "this is no host name: write one such as fn.example.org, without scheme, port or outer dot"
+            )
+        return name
 
     @property
     def database(self) -> str:
@@ -150,9 +178,68 @@ def load(environ: Mapping[str, str], declared: Collection[str], **overrides: Any
             name = PREFIX + "_".join(str(part) for part in item["loc"]).upper()
             shown = "" if name.endswith(("TOKEN", "URL")) else f" (it is {str(item.get('input'))[:80]!r})"
             problems.append(f"{name}: {item['msg'].removeprefix('Value error, ')}{shown}.")
+    else:
+        problems += _contradictions(settings)
     if problems:
         raise SettingsError("\n".join(problems))
     return settings
+
+
+def _contradictions(settings: Settings) -> list[str]:
+    """What is wrong with settings that are well-formed one by one."""
+    problems = []
+    if settings.port == settings.control_port:
+        problems.append(
+            f"HEADRACE_PORT and HEADRACE_CONTROL_PORT are both {settings.port}: give each a port of its own."
+        )
+    if settings.build_ca_bundle and not _is_file(Path(settings.build_ca_bundle).expanduser()):
+        problems.append(
+            f"HEADRACE_BUILD_CA_BUNDLE: there is no file {settings.build_ca_bundle}: "
+            "name a file of certificates in PEM, or leave it out."
+        )
+    return problems
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a directory that may not be searched, a name that is too long
+        return False
+
+
+def _url(value: str, schemes: Collection[str], fix: str) -> str:
+    """`value` without the slash at its end; `ValueError` with `fix` unless it is empty or has one of `schemes`."""
+    if not value:
+        return value
+    scheme, separator, rest = value.partition("://")
+    if not separator or scheme.lower() not in schemes:
+        raise ValueError(f"its scheme is none of {', '.join(schemes)}: {fix}")
+    url = f"{scheme.lower()}://{rest.rstrip('/')}"
+    try:
+        urlsplit(url).port  # noqa: B018 - it is parsed when it is asked for
+    except ValueError as error:
+        raise ValueError(f"{error}: {fix}") from None
+    return url
+
+
+def _split_options(rest: str) -> tuple[str, list[tuple[str, str]]]:
+    """A database URL without scheme as what is before `?` and the options behind it, in asyncpg's words."""
+    found = _DATABASE_URL.fullmatch(rest)
+    assert found is not None, "the pattern takes any text"
+    options = parse_qsl(found["query"] or "", keep_blank_values=True)
+    for name, value in options:
+        if name not in _DATABASE_OPTIONS:
+            raise ValueError(f"the option {name[:40]!r} is not known: remove it; known are host, port and sslmode")
+        if name in ("ssl", "sslmode") and value not in _SSL_MODES:
+            raise ValueError(f"{name}={value[:40]} is not known: use one of {', '.join(_SSL_MODES)}")
+    return found["place"], [("ssl" if name == "sslmode" else name, value) for name, value in options]
+
+
+def _check_sqlite(place: str, options: Collection[Any]) -> None:
+    if options:
+        raise ValueError("SQLite takes no options: remove what follows '?'")
+    if len(place) < 2 or not place.startswith("/"):
+        raise ValueError("this names no file: write it as sqlite:////absolute/path.db, or leave it out")
 
 
 def _dialable(host: str) -> str:
