@@ -16,10 +16,12 @@ from pathlib import Path
 import pytest
 
 import cli_roles
+from cli_kit import Answer, Server
+from headrace.cli import foreground
 from headrace.cli.output import Output
 from headrace.cli.ports import PortTaken, check_free
 from headrace.cli.session import Session
-from headrace.cli.start import plan
+from headrace.cli.start import StartFailed, plan
 from headrace.cli.uplock import Holder, UnusableHome, UpLock, make_private
 from headrace.settings import Settings
 
@@ -267,6 +269,30 @@ def test_a_taken_port_is_told_before_anything_starts(home: Home, option: str) ->
     assert f"port {port} on 127.0.0.1 is taken by process {os.getpid()} (" in err
     assert f"choose another with {option}." in err
     assert home.events == []
+
+
+def test_equal_ports_are_refused_before_anything_starts(home: Home) -> None:
+    code, _, err = home.run("up", "--port", "17699", "--control-port", "17699")
+    assert code == 2
+    assert "are both 17699: give each a port of its own." in err
+    assert not home.path.exists()
+
+
+def test_it_is_ready_when_control_says_that_the_node_serves(home: Home) -> None:
+    home.up(wish="node-late")
+    assert home.events.count("asked") == 4
+
+
+@pytest.mark.parametrize(("answers", "late"), [(True, "node"), (False, "control")])
+async def test_who_is_late_is_told(home: Home, monkeypatch: pytest.MonkeyPatch, answers: bool, late: str) -> None:
+    monkeypatch.setattr(foreground, "_READY_S", 0.0)
+    out = Output(sys.stdin, sys.stdout, sys.stderr)
+    with Server() as server:
+        server.on("GET", "/readyz", Answer(status=503))
+        port = server.url.rpartition(":")[2] if answers else str(free_port())
+        start = plan(Session(home.environ("t") | {"HEADRACE_CONTROL_PORT": port}, out), {})
+        with pytest.raises(StartFailed, match=f"^{late} was not ready within 0 s"):
+            await foreground.Foreground(out, start, start.lock)._ready()
 
 
 def test_detached_it_stays_and_down_stops_it(home: Home) -> None:

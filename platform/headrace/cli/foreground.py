@@ -156,17 +156,18 @@ class Foreground:
             raise StartFailed(f"setting up {ending(process.returncode)}; {said}")
 
     async def _ready(self) -> None:
-        """Wait until control and node answer; raise `StartFailed` when a process cannot stay up or time is up."""
-        settings = self._start.settings
-        missing = {"control": f"{settings.control}/readyz", "node": f"{settings.functions}/"}
+        """Wait until control says that all is ready, which it does once it works and the node serves.
+
+        Raises `StartFailed` when a process cannot stay up, or when time is up.
+        """
         deadline = asyncio.get_running_loop().time() + _READY_S
-        while missing:
-            late = asyncio.get_running_loop().time() > deadline
+        while (status := await _status(f"{self._start.settings.control}/readyz")) != b"200":
+            missing = "node" if status else "control"
+            late = asyncio.get_running_loop().time() >= deadline
             for child in self._supervisor.children:
-                if child.deaths >= _MOST_DEATHS or (late and child.role.name in missing):
+                if child.deaths >= _MOST_DEATHS or (late and child.role.name == missing):
                     raise StartFailed(_why(child))
             await asyncio.sleep(POLL_S)
-            missing = {role: url for role, url in missing.items() if not await _answers(url)}
 
     async def _call(self, arguments: Sequence[str]) -> int:
         process = await asyncio.create_subprocess_exec(*self._start.cli(*arguments), env=dict(self._start.environment))
@@ -178,8 +179,8 @@ class Foreground:
                 await process.wait()
 
 
-async def _answers(url: str) -> bool:
-    """Whether something serves at `url` and calls itself ready; the node has no such page, any answer of it will do."""
+async def _status(url: str) -> bytes:
+    """The status that `url` answers with; empty when nothing answers."""
     place = urlsplit(url)
     try:
         async with asyncio.timeout(_ANSWER_S):
@@ -190,11 +191,11 @@ async def _answers(url: str) -> bool:
             finally:
                 writer.close()
     except (OSError, TimeoutError, ValueError):
-        return False
-    return len(words) > 1 and (words[1] == b"200" or place.path != "/readyz")
+        return b""
+    return words[1] if len(words) > 1 else b""
 
 
 def _why(child: Child) -> str:
-    how = f"ended {child.deaths} times in a row" if child.deaths else f"did not answer within {_READY_S:g} s"
+    how = f"ended {child.deaths} times in a row" if child.deaths else f"was not ready within {_READY_S:g} s"
     said = "\n".join(child.tail)
     return f"{child.role.name} {how}. Its last lines, of {child.log_path}:\n{said}"
