@@ -27,6 +27,8 @@ from headrace.model import Function, Target, Version, VersionConfig, VersionStat
 from headrace.node import Switchboard
 from headrace.settings import Settings
 
+FAILURE = {"type": "ValueError", "message": "no", "stack": "Traceback"}
+
 
 class Program:
     """What an instance does. `load_error`: LOAD fails with it. Calls in progress are counted."""
@@ -101,8 +103,15 @@ class Program:
         if path == "/slow":
             await asyncio.sleep(1)
         if path == "/raise":
-            error = {"type": "ValueError", "message": "no", "stack": ""}
-            writer.write(wire.encode(wire.REPLY, frame.stream, wire.dumps({"e": error})))
+            writer.write(wire.encode(wire.REPLY, frame.stream, wire.dumps({"e": FAILURE})))
+            return
+        if path == "/page":  # its own error page, and then the failure
+            writer.write(wire.encode(wire.REPLY, frame.stream, wire.dumps({"s": 500, "e": FAILURE}), b"my own page"))
+            return
+        if path == "/late":  # the same, after a streamed answer
+            writer.write(wire.encode(wire.HEAD, frame.stream, b'{"s":200,"h":[]}'))
+            writer.write(wire.encode(wire.BODY, frame.stream, b"", b"all of it"))
+            writer.write(wire.encode(wire.END, frame.stream, wire.dumps({"x": FAILURE})))
             return
         writer.write(wire.encode(wire.REPLY, frame.stream, b'{"s":200,"h":[["x-a","b"]]}', path.encode()))
 

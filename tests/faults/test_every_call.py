@@ -14,7 +14,7 @@ import pytest
 
 import virtual_time
 from fakes import FaultKind, Verb
-from fleet_kit import Answer, House, house
+from fleet_kit import FAILURE, Answer, House, house
 
 _STATUSES = {200, 502, 503, 504}
 
@@ -137,6 +137,22 @@ def test_a_version_that_cannot_load_says_why_at_once(tmp_path: Path) -> None:
             rig.program.load_error = None
             await asyncio.sleep(5)
             assert (await rig.call()).status == 200
+
+    virtual_time.run(scenario())
+
+
+@pytest.mark.parametrize(("path", "status", "body"), [("/page", 500, b"my own page"), ("/late", 200, b"all of it")])
+def test_a_failure_after_a_complete_answer_is_recorded_and_the_answer_stands(
+    tmp_path: Path, path: str, status: int, body: bytes
+) -> None:
+    async def scenario() -> None:
+        async with house(tmp_path) as rig:
+            answer = await rig.call(path)
+            assert (answer.status, answer.body, answer.complete, answer.broken) == (status, body, True, False)
+            row = rig.records[0]
+            assert (row[10], row[11], row[15], row[16]) == (status, "function_error", len(body), FAILURE)
+            assert (await rig.call()).status == 200
+            assert rig.records[1][11] == "ok"
 
     virtual_time.run(scenario())
 

@@ -260,3 +260,14 @@ async def test_what_an_instance_says_of_a_failure_is_cut_and_cleaned() -> None:
         await _read(stream)
     assert len(caught.value.detail) < 5000
     caught.value.detail.encode()
+
+
+async def test_what_failed_after_a_complete_stream_is_remembered_and_cut_like_every_failure() -> None:
+    w = Wire()
+    stream = w.call()
+    w.say(wire.HEAD, stream.id, b'{"s":200}')
+    w.say(wire.BODY, stream.id, b"", b"all")
+    w.say(wire.END, stream.id, b'{"x":{"type":"E","message":"' + b"m" * 100_000 + b'"}}')
+    assert await _read(stream) == b"all", "the stream is complete"
+    assert stream.failure is not None
+    assert stream.failure.ids["error"] == {"type": "E", "message": "m" * 4000, "stack": ""}

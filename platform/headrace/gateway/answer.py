@@ -43,6 +43,8 @@ async def relay(call: Call, stream: Stream, send: Send, header: dict[str, Any]) 
             await send({"type": "http.response.body", "body": frame.body, "more_body": True})
             stream.caller_slow = False
     await send({"type": "http.response.body", "body": b"", "more_body": False})
+    if stream.failure is not None:
+        call.failed(stream.failure)
 
 
 def head(call: Call, header: dict[str, Any]) -> tuple[int, Headers]:

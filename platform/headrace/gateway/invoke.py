@@ -232,10 +232,13 @@ class Invoker:
         try:
             frame = await stream.answer
             header = links.parse(frame.header)
-            if "e" in header:
-                raise links.function_error(header["e"])
+            failure = links.function_error(header["e"]) if "e" in header else None
+            if failure is not None and not (frame.type == wire.REPLY and "s" in header):
+                raise failure
             if frame.type == wire.REPLY:
                 await answer.reply(call, send, header, frame.body)
+                if failure is not None:  # after an answer of its own, which stands
+                    call.failed(failure)
             elif frame.type == wire.HEAD:
                 # A late instance is ended by the gateway's ticker; here, a little later, a caller who does not read.
                 async with asyncio.timeout_at(stream.deadline + PATIENCE_S):

@@ -52,6 +52,7 @@ class Stream:
         "answer",
         "caller_slow",
         "deadline",
+        "failure",
         "id",
         "opened",
         "receive",
@@ -64,6 +65,7 @@ class Stream:
         self.deadline = deadline
         self.caller_slow = False  # true while its time goes by waiting for the caller, not for the function
         self.receive: Receive | None = None  # where the caller's leaving shows, once a call takes long
+        self.failure: errors.FunctionError | None = None  # of the function, after its complete streamed answer
         self.answer: asyncio.Future[wire.Frame] = link.loop.create_future()
         self._chunks: deque[wire.Frame] = deque()
         self._held = 0  # bytes in _chunks, headers too
@@ -167,8 +169,10 @@ class Stream:
             self._chunks.append(frame)
             self.finish(True)
         elif kind == wire.END:
-            failure = wire.loads(frame.header).get("e")
-            self.finish(function_error(failure) if failure else True)
+            header = wire.loads(frame.header)
+            if header.get("x"):
+                self.failure = function_error(header["x"])
+            self.finish(function_error(header["e"]) if header.get("e") else True)
 
     def _make_room(self) -> None:
         """Many tiny frames wait for a slow reader: pieces of a body are joined, too many messages end the stream."""
@@ -382,7 +386,7 @@ def load_failed(header: dict[str, Any]) -> errors.LoadFailed:
 
 
 def function_error(failure: Any) -> errors.FunctionError:
-    """The error that a REPLY or END with `e` stands for."""
+    """The error that the `e` of a REPLY or END, or the `x` of an END, stands for."""
     error = _error(failure if isinstance(failure, dict) else {})
     return errors.FunctionError(f"{error['type']}: {error['message']}", error=error)
 
