@@ -38,12 +38,13 @@ def python_command(directory: Path) -> list[str]:
 
 @dataclass
 class Answer:
-    """A whole answer: of a REPLY, or of HEAD, BODY..., END. `error` is the `e` of its last frame."""
+    """A whole answer: of a REPLY, or of HEAD, BODY..., END. `error` is the `e` of its last frame, `after` its `x`."""
 
     status: int = 0
     headers: list[list[str]] = field(default_factory=list)
     body: bytes = b""
     error: dict[str, str] | None = None
+    after: dict[str, str] | None = None
     frames: list[wire.Frame] = field(default_factory=list)
     logs: list[dict[str, Any]] = field(default_factory=list)  # {"t", "s", "l", "text"}
 
@@ -97,7 +98,7 @@ class Stream:
             if frame.type == wire.BODY and grant:
                 self.send(wire.WINDOW, {"n": len(frame.body)})
             if frame.type in (wire.REPLY, wire.END):
-                answer.error = header.get("e")
+                answer.error, answer.after = header.get("e"), header.get("x")
                 return answer
 
 
@@ -171,6 +172,13 @@ class Connection:
     async def until_ended(self) -> None:
         async with asyncio.timeout(PATIENCE_S):
             await self.ended.wait()
+
+
+async def logged(stream: Stream, text: str) -> None:
+    """Wait until a log line of `stream` has `text` in it."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not any(text in log["text"] for log in stream.logs):
+            await asyncio.sleep(0.005)
 
 
 def http_header(path: str, *, more: bool = False, **fields: Any) -> dict[str, Any]:

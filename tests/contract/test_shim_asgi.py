@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from headrace import wire
-from shim_kit import PATIENCE_S, Shim, Stream, http_header, loaded_shim, waiting_shim
+from shim_kit import Shim, http_header, loaded_shim, logged, waiting_shim
 
 APP = """
 import asyncio, json
@@ -60,12 +60,6 @@ def app(**paths: str) -> str:
 
 
 FINE = "await respond(send, b'fine')"
-
-
-async def logged(stream: Stream, text: str) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not any(text in log["text"] for log in stream.logs):
-            await asyncio.sleep(0.005)
 
 
 def instance_lines(shim: Shim) -> list[str]:
@@ -228,8 +222,7 @@ async def test_receive_after_the_answer_is_a_disconnect(tmp_path: Path) -> None:
 """
     )
     async with loaded_shim(tmp_path, source) as shim:
-        await shim.call("/after")
-        await logged(shim.link.instance, "then http.disconnect")
+        assert (await shim.call("/after")).lines() == ["then http.disconnect"]
 
 
 CANCELLED = app(
@@ -323,21 +316,66 @@ async def test_breach_of_the_protocol_is_a_failure_of_the_function(tmp_path: Pat
             assert (await shim.call("/fine")).body == b"fine"
 
 
-async def test_error_page_of_the_application_is_served_and_its_stack_logged(tmp_path: Path) -> None:
+AFTER = {
+    "page": ("await respond(send, b'my own page', 500)\n    raise LookupError('the cause')", 500, "the cause"),
+    "later": ("await respond(send, b'fine')\n    raise LookupError('after all')", 200, "after all"),
+    "twice": ("await respond(send, b'fine'); await respond(send)", 200, "the response is complete"),
+    "bare": ("await respond(send, b'', 204)\n    raise LookupError('after none')", 204, "after none"),
+}
+
+
+async def test_failure_after_a_complete_answer_travels_with_it(tmp_path: Path) -> None:
+    async with loaded_shim(tmp_path, app(**{name: body for name, (body, _, _) in AFTER.items()})) as shim:
+        for name, (_, status, message) in AFTER.items():
+            answer = await shim.call(f"/{name}")
+            assert [frame.type for frame in answer.frames] == [wire.REPLY], name
+            assert answer.status == status
+            assert answer.error is not None
+            assert message in answer.error["message"]
+            assert answer.lines("log") == answer.error["stack"].split("\n")
+        assert (await shim.call("/page")).body == b"my own page"
+
+
+async def test_failure_after_the_last_piece_ends_a_complete_stream(tmp_path: Path) -> None:
     source = app(
-        page="await respond(send, b'my own page', 500)\n    raise LookupError('the cause')",
-        later="await respond(send, b'fine', 200)\n    raise LookupError('after the answer')",
-        twice="await respond(send, b'fine'); await respond(send)",
+        stream="""
+    await respond(send, b"one", more=True)
+    await asyncio.sleep(0.01)
+    await send({"type": "http.response.body", "body": b"two"})
+    raise LookupError("after the last piece")
+"""
     )
     async with loaded_shim(tmp_path, source) as shim:
-        answer = await shim.call("/page")
-        assert (answer.status, answer.body, answer.error) == (500, b"my own page", None)
-        assert answer.lines()[-1] == "LookupError: the cause"
+        answer = await shim.call("/stream")
 
-        assert (await shim.call("/later")).body == b"fine"
-        await logged(shim.link.instance, "LookupError: after the answer")
-        assert (await shim.call("/twice")).body == b"fine"
-        await logged(shim.link.instance, "the response is complete")
+        assert ([frame.type for frame in answer.frames][-1], answer.body) == (wire.END, b"onetwo")
+        assert answer.error is None
+        assert answer.after is not None
+        assert (answer.after["type"], answer.after["message"]) == ("LookupError", "after the last piece")
+        assert answer.lines("log") == answer.after["stack"].split("\n")
+
+
+STILL_RUNNING = """
+    await release.wait()
+    raise LookupError("in the background")
+"""
+
+
+async def test_work_after_the_answer_does_not_delay_it(tmp_path: Path) -> None:
+    source = app(
+        whole="await respond(send, b'whole')" + STILL_RUNNING,
+        page="await respond(send, b'page', 500)" + STILL_RUNNING,
+        stream="await respond(send, b'stre', more=True); await send({'type': 'http.response.body', 'body': b'am'})"
+        + STILL_RUNNING,
+        release="release.set(); await respond(send)",
+    )
+    async with loaded_shim(tmp_path, "import asyncio\nrelease = asyncio.Event()\n" + source) as shim:
+        for name in ("whole", "page", "stream"):
+            answer = await shim.call(f"/{name}")
+            assert (answer.body, answer.error, answer.after) == (name.encode(), None, None)
+            assert answer.logs == []
+        await shim.call("/release")
+        await logged(shim.link.instance, "LookupError: in the background")
 
 
 async def test_lifespan_runs_once_and_is_shut_down_by_drain(tmp_path: Path) -> None:

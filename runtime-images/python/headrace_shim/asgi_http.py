@@ -4,8 +4,10 @@ The request body reaches the application as it arrives, and the node may send mo
 answer that is complete in the tick in which it starts is one REPLY frame; otherwise HEAD goes out at the end of that
 tick and the body follows under its window.
 
-A complete answer of 500 and above waits for the end of its tick: frameworks send their error page and then
-raise, and the stack has to be in the log before the call is over.
+The last frame of an answer, REPLY or END, waits for the application to return or to raise, but no longer than to the
+end of its tick: frameworks send their error page and then raise, and that failure travels with the page. What still
+runs after that tick (a background task) delays nothing, and when it fails, only the log tells. The wait costs a
+whole answer nothing: the callback that would have sent its HEAD is the one that ends the wait.
 """
 
 from __future__ import annotations
@@ -61,8 +63,8 @@ class Http:
         self._bodyless = call.head["m"] == "HEAD"
         self._sent = 0
         self._flow: Outflow | None = None  # once HEAD was sent
-        self._due: asyncio.Handle | None = None  # at the end of this tick: HEAD, or an error page
-        self._page: tuple[bytes, bytes] | None = None  # that error page
+        self._due: asyncio.Handle | None = None  # at the end of this tick: HEAD, or the last frame
+        self._last: tuple[int, bytes, bytes] | None = None  # that last frame: type, header, body
         self._complete = False
 
     def body(self, data: bytes) -> None:
@@ -103,23 +105,25 @@ class Http:
         if self._start is None:
             self._start = ResponseStart(message)
             self._bodyless = self._bodyless or self._start.status in CLOSED_STATUSES
-            self._due = asyncio.get_running_loop().call_soon(self._open)
+            self._due = asyncio.get_running_loop().call_soon(self._tick_over)
         else:
             await self._continue(self._start, bytes(message.get("body") or b""), bool(message.get("more_body")))
 
     def returned(self) -> None:
         """The application has returned; raises `RuntimeError` when it did not answer."""
-        if not (self._complete or self._call.gone):
+        if self._last is not None:
+            self._finish()
+        elif not (self._complete or self._call.gone):
             raise RuntimeError("the application returned without a complete response")
 
     def failed(self, failure: dict[str, str]) -> None:
         """The application raised. A complete answer of its own, an error page, stands."""
-        if self._due is not None:
-            self._due.cancel()
-        if not self._complete:
+        if self._last is not None:
+            self._finish(failure)
+        elif not self._complete:
+            if self._due is not None:
+                self._due.cancel()
             self._call.fail(failure)
-        elif self._page is not None:
-            self._finish(wire.REPLY, *self._page)
 
     async def _continue(self, start: ResponseStart, body: bytes, more: bool) -> None:
         if self._bodyless:
@@ -127,40 +131,58 @@ class Http:
         else:
             self._count(start, len(body), more)
         if self._flow is None and not more and len(body) <= wire.INLINE:
-            self._answer(start, body)
+            self._complete_with(wire.REPLY, start.head(self._bodyless), body)
             return
         if self._flow is None:
             self._open()
         if body:
             await self._flow.send(body)
         if not more:
-            self._finish(wire.END)
+            self._complete_with(wire.END)
 
     def _count(self, start: ResponseStart, size: int, more: bool) -> None:
         self._sent += size
         if start.length is not None and (self._sent > start.length or (self._sent < start.length and not more)):
             raise RuntimeError(f"the application announced {start.length} bytes of body and sent {self._sent}")
 
+    def _tick_over(self) -> None:
+        self._due = None
+        if self._last is not None:
+            self._finish()
+        elif not self._call.gone:
+            self._open()
+
     def _open(self) -> None:
         """Send HEAD: the answer is a streamed one."""
-        self._due.cancel()
-        self._due = None
-        if not self._call.gone:
-            self._flow = Outflow(self._call)
-            self._call.open(self._start.head(True))
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+        self._flow = Outflow(self._call)
+        self._call.open(self._start.head(True))
 
-    def _answer(self, start: ResponseStart, body: bytes) -> None:
-        self._due.cancel()
-        head = start.head(self._bodyless)
-        if start.status < 500:
-            self._finish(wire.REPLY, head, body)
-            return
+    def _complete_with(self, kind: int, head: bytes = b"", body: bytes = b"") -> None:
+        """The application has said all; the frame that says so waits for what it does next in this tick."""
         self._complete = True
-        self._page = head, body
-        self._due = asyncio.get_running_loop().call_soon(self._finish, wire.REPLY, head, body)
+        self._last = kind, head, body
+        if self._due is None:
+            self._due = asyncio.get_running_loop().call_soon(self._tick_over)
+        self._news.fire()
 
-    def _finish(self, kind: int, head: bytes = b"", body: bytes = b"") -> None:
-        self._complete = True
+    def _finish(self, failure: dict[str, str] | None = None) -> None:
+        """Send the last frame; with `failure` when the application raised after it."""
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+        kind, head, body = self._last
+        self._last = None
+        if failure is not None:
+            head = _with_failure(kind, head, failure)
         self._log.finish(self._call)
         self._call.finish(kind, head, body)
-        self._news.fire()
+
+
+def _with_failure(kind: int, head: bytes, failure: dict[str, str]) -> bytes:
+    """The header of REPLY or END when the answer is complete and the application failed after it."""
+    if kind == wire.REPLY:
+        return head[:-1] + b',"e":' + wire.dumps(failure) + b"}"
+    return wire.dumps({"x": failure})
