@@ -12,7 +12,7 @@ import pytest
 
 from cli_kit import Answer, Cli, Request, Server, document, events, problem
 from headrace.cli import deploy
-from headrace.errors import BundleRejected, Conflict, Forbidden, NoCapacity, Unauthenticated
+from headrace.errors import BundleRejected, Conflict, Forbidden, NoCapacity, NotFound, Unauthenticated
 
 VERSIONS = "/v1/functions/hello/versions"
 LOG = f"{VERSIONS}/3/build-log"
@@ -247,3 +247,24 @@ def test_something_else_answers(server: Server, cli: Cli, code: Path) -> None:
     result = cli("deploy", str(code))
     assert result.code == 1
     assert "check that HEADRACE_CONTROL_URL leads to its control API" in result.err
+
+
+def test_what_is_published_is_left_alone_when_asked_so(server: Server, cli: Cli, code: Path) -> None:
+    live = {"alias": "live", "generation": 8, "traffic": {"2": 90, "3": 10}, "moved_at": "2026-01-31T12:00:00Z"}
+    server.on("GET", "/v1/functions/hello/aliases", document({"items": [live], "next": None}))
+    result = cli("deploy", str(code), "--unless-published")
+    assert result.code == 0
+    assert result.out == "hello has a live version already: 2: 90 %, 3: 10 %.\n"
+    assert f"headrace deploy {code}" in result.err
+    assert cli("deploy", str(code), "--unless-published", "--json").json == live
+    assert {request.method for request in server.requests} == {"GET"}
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_what_is_not_published_is_deployed(server: Server, cli: Cli, code: Path, known: bool) -> None:
+    other = {"alias": "test", "generation": 1, "traffic": {"1": 100}, "moved_at": "2026-01-31T12:00:00Z"}
+    answer = document({"items": [other], "next": None}) if known else problem(NotFound("there is no function hello."))
+    server.on("GET", "/v1/functions/hello/aliases", answer)
+    builds(server)
+    assert cli("deploy", str(code), "--unless-published").code == 0
+    assert len(server.seen("POST", "/v1/functions/hello/publish")) == 1

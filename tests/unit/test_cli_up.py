@@ -218,7 +218,9 @@ def test_a_second_up_deploys_to_the_first(home: Home, tmp_path: Path) -> None:
     code, out, _ = home.run("up", "--detach", "--control-port", "1", "--deploy", str(tmp_path / "hello"))
     assert code == 0
     url = f"http://127.0.0.1:{home.control_port}"
-    assert out.endswith(f"cli: deploy {tmp_path / 'hello'} at {url}\ncli: invoke hello --verbose at {url}\n\n")
+    assert out.endswith(
+        f"cli: deploy {tmp_path / 'hello'} --unless-published at {url}\ncli: invoke hello --verbose at {url}\n\n"
+    )
 
 
 def test_a_second_signal_ends_a_stop_at_once(home: Home) -> None:
@@ -336,7 +338,7 @@ def test_deploy_and_call_after_the_start(home: Home, tmp_path: Path) -> None:
     lines = []
     while "invoke" not in (line := process.stdout.readline()):
         lines.append(line)
-    assert lines[-1] == f"cli: deploy {tmp_path / 'hello'} at None\n"
+    assert lines[-1] == f"cli: deploy {tmp_path / 'hello'} --unless-published at None\n"
     assert line == "cli: invoke hello --verbose at None\n"
 
 

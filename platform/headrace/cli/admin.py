@@ -29,7 +29,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def up(
     context: typer.Context,
     *,
-    deploy: Annotated[Path | None, typer.Option("--deploy", metavar="DIR", help="Deploy this, and call it.")] = None,
+    deploy: Annotated[
+        Path | None, typer.Option("--deploy", metavar="DIR", help="Deploy this unless live; call it.")
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Leave it running; `headrace down` stops it.")] = False,
     host: Annotated[str | None, typer.Option("--host", help="Address to listen on; default: 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option("--port", help="Port of functions; default: 7780.")] = None,

@@ -51,6 +51,9 @@ def deploy(
     env: Env = None,
     alias: Alias = "live",
     no_publish: Annotated[bool, typer.Option("--no-publish", help="Build it, but let no alias lead to it.")] = False,
+    unless_published: Annotated[
+        bool, typer.Option("--unless-published", help="Do nothing when the alias leads to a version already.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Deploy a directory: upload, build, publish, print the URL."""
@@ -61,6 +64,9 @@ def deploy(
     deployment = work.read(
         directory, name=name, namespace=namespace, file=file, pairs=config or (), env=env or (), alias=where
     )
+    if unless_published and (alias_now := work.published(session.control, deployment)) is not None:
+        work.report_published(session.out, deployment, alias_now, json=json)
+        return
     result = work.deploy(session.out, session.control, deployment)
     if json:
         session.out.document(result)

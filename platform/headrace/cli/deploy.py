@@ -11,8 +11,8 @@ from typing import Any
 
 from headrace.cli import project
 from headrace.cli.client import Control, Unreachable
-from headrace.cli.output import Output, Work, bytes_text
-from headrace.errors import BuildFailed
+from headrace.cli.output import Output, Work, bytes_text, traffic_text
+from headrace.errors import BuildFailed, NotFound
 from headrace.model import LIVE
 
 _ENDED = ("ready", "failed", "retired")
@@ -115,6 +115,24 @@ def _build(control: Control, deployment: Deployment, version: dict[str, Any], wo
         reason = version["reason"] or "somebody has deleted it."
         log = "" if work.kept else "\n".join(line for line in tail if reason not in line)
         raise BuildFailed(f"version {number} of {deployment.name} has not become ready: {reason}", log=log)
+
+
+def published(control: Control, deployment: Deployment) -> dict[str, Any] | None:
+    """The alias that the deployment would move, None when it leads nowhere yet."""
+    try:
+        aliases = control.get(f"{deployment.path}/aliases", namespace=deployment.namespace)["items"]
+    except NotFound:
+        return None
+    return next((alias for alias in aliases if alias["alias"] == deployment.alias), None)
+
+
+def report_published(out: Output, deployment: Deployment, alias: dict[str, Any], *, json: bool) -> None:
+    """Say that the deployment was left out, and where its alias leads."""
+    if json:
+        out.document(alias)
+        return
+    out.line(f"{deployment.name} has a {alias['alias']} version already: {traffic_text(alias['traffic'])}.")
+    out.note(f"It stays as it is. Move it with: headrace deploy {deployment.directory}")
 
 
 def report(out: Output, result: dict[str, Any]) -> None:

@@ -19,14 +19,17 @@ from headrace.settings import PREFIX
 
 
 def first_call(directory: Path | None) -> list[tuple[str, ...]]:
-    """The commands that deploy `directory` and call what it holds; raises `Invalid` when it cannot be deployed."""
+    """The commands that deploy `directory`, unless its function is live already, and call it.
+
+    Raises `Invalid` when it cannot be deployed.
+    """
     if directory is None:
         return []
     from headrace.cli import project
 
     directory = project.check_directory(directory)
     name = project.function_name(directory, None)
-    return [("deploy", str(directory)), ("invoke", name, "--verbose")]
+    return [("deploy", str(directory), "--unless-published"), ("invoke", name, "--verbose")]
 
 
 def up(out: Output, start: Start, directory: Path | None, detach: bool) -> None:
