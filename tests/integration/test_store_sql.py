@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from headrace.errors import StoreUnavailable
 from headrace.store import tables
-from headrace.store.sql import Database, clean_text
+from headrace.store.sql import Database, clean_text, migrate
 from store_kit import NAME, NS, Store
 
 HALFWAY = """
@@ -147,6 +147,25 @@ async def test_a_database_that_is_away_is_a_platform_fault_worth_another_try(tmp
             async with database.connect():
                 raise AssertionError("there is no such database")
         await database.close()
+
+
+@pytest.mark.parametrize("whole", [0, 4096], ids=["no database", "torn behind its first page"])
+async def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path, whole: int) -> None:
+    path = tmp_path / "headrace.db"
+    url = f"sqlite+aiosqlite:///{path}"
+    await migrate(url)
+    kept = path.read_bytes()
+    path.write_bytes(kept[:whole] + b"\xa5" * (len(kept) - whole))
+    with pytest.raises(StoreUnavailable) as caught:
+        await migrate(url)
+    assert f"{path} is damaged" in caught.value.detail
+    assert "put a backup in its place, or move it away" in caught.value.detail
+    database = Database(url)
+    for transaction in (database.connect, database.begin):
+        with pytest.raises(StoreUnavailable, match="is damaged"):
+            async with transaction() as connection:
+                await connection.execute(select(tables.routing))
+    await database.close()
 
 
 def test_text_that_no_database_can_hold_is_replaced() -> None:

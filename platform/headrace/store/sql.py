@@ -38,6 +38,7 @@ _MIGRATION_LOCK = 0x4845_4144_5241_4345  # advisory lock of PostgreSQL: "HEADRAC
 _SQLITE_READERS = 4
 # SQLSTATE classes: connection, read-only, deadlock, resources, operator's intervention, object in use, system error.
 _PASSING = frozenset({"08", "25", "40", "53", "55", "57", "58"})
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 class Database:
@@ -46,6 +47,7 @@ class Database:
     def __init__(self, url: str) -> None:
         parsed = _parse(url)
         self._sqlite = parsed.get_backend_name() == "sqlite"
+        self._file = str(parsed.database)  # of SQLite
         if self._sqlite:
             self._writer = _sqlite_engine(parsed, "BEGIN IMMEDIATE", connections=1)
             self._reader = _sqlite_engine(parsed, "BEGIN", connections=_SQLITE_READERS, query_only=True)
@@ -66,7 +68,7 @@ class Database:
         Raises `StoreUnavailable` when the database can't be reached or written.
         """
         engine = self._writer if durable else self._relaxed
-        with _translated():
+        with _translated(self._file):
             async with engine.begin() as connection:
                 if not durable and not self._sqlite:
                     await connection.exec_driver_sql("SET LOCAL synchronous_commit TO off")
@@ -75,7 +77,7 @@ class Database:
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[AsyncConnection]:
         """A read-only transaction: all its queries see the same moment."""
-        with _translated():
+        with _translated(self._file):
             async with self._reader.connect() as connection:
                 yield connection
 
@@ -128,12 +130,17 @@ def _sqlite_engine(url: URL, begin: str, *, connections: int, query_only: bool =
 
 
 class _translated:
-    """Turns the drivers' ways of saying "not now" into `StoreUnavailable`."""
+    """Turns the drivers' ways of saying "not now" into `StoreUnavailable`, and that SQLite's `file` is damaged."""
+
+    def __init__(self, file: str) -> None:
+        self._file = file
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, exc.DBAPIError) and _is_damage(error.orig):
+            raise _damaged(self._file, error.orig) from error
         if isinstance(error, exc.DBAPIError) and _is_passing(error):
             raise _unavailable(str(error.orig)) from error
         if isinstance(error, exc.TimeoutError):
@@ -146,6 +153,17 @@ def _is_passing(error: exc.DBAPIError) -> bool:
     """A fault of the database's state or of the way there, not of the statement."""
     known = error.connection_invalidated or isinstance(error, exc.OperationalError | exc.InterfaceError)
     return known or (getattr(error.orig, "sqlstate", None) or "")[:2] in _PASSING
+
+
+def _is_damage(error: BaseException | None) -> bool:
+    return isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
+
+
+def _damaged(file: str, error: BaseException | None) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"The database file {file} is damaged ({error}): stop Headrace and put a backup in its place, or move it away "
+        f"with its -wal and -shm files to begin with an empty database."
+    )
 
 
 def _unavailable(problem: str) -> StoreUnavailable:
@@ -185,7 +203,8 @@ async def migrate(url: str) -> None:
     """Bring the database to the schema of this release, creating what is missing.
 
     Works in a thread. Several processes may do it at once: one migrates, the others wait and find it done. Within one
-    process call it once at a time (alembic keeps its context in module globals).
+    process call it once at a time (alembic keeps its context in module globals). Raises `StoreUnavailable`, also for
+    a damaged file.
     """
     await asyncio.to_thread(_upgrade, url)
 
@@ -202,7 +221,8 @@ def _upgrade(url: str) -> None:
     if parsed.get_backend_name() == "sqlite":
         _enable_wal(str(parsed.database))
     try:
-        command.upgrade(alembic_config(url), "head")
+        with _translated(str(parsed.database)):
+            command.upgrade(alembic_config(url), "head")
     except CommandError as error:
         raise HeadraceError(
             f"The database can't be migrated ({error}): it was written by another release of Headrace; run that one."
@@ -223,7 +243,9 @@ def _enable_wal(path: str) -> None:
             with closing(sqlite3.connect(path, timeout=_WAIT_S)) as connection:
                 connection.execute("PRAGMA journal_mode=WAL")
             return
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
+            if _is_damage(error):
+                raise _damaged(path, error) from error
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise _unavailable(f"{path}: {error}") from error
         time.sleep(0.02)
