@@ -168,6 +168,17 @@ def test_the_admin_token_is_shown_once_and_never_logged(home: Home) -> None:
     assert secret not in out + err
 
 
+@pytest.mark.parametrize("options", [[], ["--detach"]])
+def test_a_token_of_a_start_that_failed_is_shown_by_the_next(home: Home, options: list[str]) -> None:
+    code, out, err = home.run("up", *options, wish="node-dies")
+    assert code == 1
+    assert cli_roles.SECRET not in out + err
+    assert (home.path / "admin-token").exists()
+    assert home.run("up", "--detach")[1].count(cli_roles.SECRET) == 1
+    home.run("down")
+    assert cli_roles.SECRET not in home.run("up", "--detach")[1]
+
+
 @pytest.mark.parametrize("role", ["control", "node", "worker"])
 def test_a_killed_process_comes_back(home: Home, role: str) -> None:
     process = home.up()

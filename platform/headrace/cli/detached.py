@@ -27,7 +27,7 @@ class Detached:
     def run(self) -> Holder:
         """Start it and return when it is ready."""
         start = self._start
-        fresh_token = not start.token_path.exists()
+        mark = start.token_mark  # before the supervisor shows the token, to nobody
         process = subprocess.Popen(
             self._start.cli("up"),
             env=dict(start.environment),
@@ -43,7 +43,8 @@ class Detached:
             process.terminate()
             process.wait()
             raise
-        announce(self._out, start, holder, f"Headrace is ready, as process {holder.pid}.", fresh_token)
+        announce(self._out, start, holder, f"Headrace is ready, as process {holder.pid}.")
+        start.show_token(self._out, mark)
         return holder
 
     def _wait(self, process: subprocess.Popen[bytes], work: Work) -> Holder:

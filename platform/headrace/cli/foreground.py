@@ -94,7 +94,6 @@ class Foreground:
         settings = self._start.settings
         check_free(settings.host, settings.port, "--port")
         check_free(settings.host, settings.control_port, "--control-port")
-        fresh_token = not self._start.token_path.exists()
         with self._out.working("Setting up") as work:
             await self._unless_asked(self._init(work))
         self._supervisor.start()
@@ -102,7 +101,8 @@ class Foreground:
             await self._unless_asked(self._ready())
         holder = self._start.holder(ready=True)
         self._lock.describe(holder)
-        announce(self._out, self._start, holder, "Headrace is ready.", fresh_token)
+        announce(self._out, self._start, holder, "Headrace is ready.")
+        self._start.show_token(self._out, self._start.token_mark)
         with suppress(Interrupted):
             await self._first_calls(calls)
         self._out.note("Ctrl-C stops it.")

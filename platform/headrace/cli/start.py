@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -54,6 +55,23 @@ class Start:
         return self.settings.home / "admin-token"
 
     @property
+    def token_mark(self) -> str:
+        """Which admin token was shown already; empty: none."""
+        return self._token_mark_path.read_text() if self._token_mark_path.exists() else ""
+
+    @property
+    def _token_mark_path(self) -> Path:
+        return self.settings.home / "admin-token.shown"
+
+    def show_token(self, out: Output, mark: str) -> None:
+        """Show the admin token unless `mark` says that it was, and mark it as shown."""
+        token = self.token_path.read_text().strip()
+        fresh = hashlib.sha256(token.encode()).hexdigest()
+        if fresh != mark:
+            out.line(f"  Admin token, shown only this once: {token}", "bold")
+            self._token_mark_path.write_text(fresh)
+
+    @property
     def log_dir(self) -> Path:
         return self.settings.home / "log"
 
@@ -73,8 +91,8 @@ def plan(session: Session, overrides: Mapping[str, Any]) -> Start:
     return Start(settings, {**others, **settings.environment()})
 
 
-def announce(out: Output, start: Start, holder: Holder, title: str, fresh_token: bool = False) -> None:
-    """Say where everything is; the admin token itself only when it was made just now."""
+def announce(out: Output, start: Start, holder: Holder, title: str) -> None:
+    """Say where everything is."""
     out.line(title, "bold green")
     if holder.functions:
         out.line(f"  functions  {holder.functions}/fn/<name>")
@@ -82,5 +100,3 @@ def announce(out: Output, start: Start, holder: Holder, title: str, fresh_token:
         out.line(f"  API docs   {holder.control}/docs")
     out.line(f"  logs       {start.log_dir}")
     out.line(f"  token      in {start.token_path}")
-    if fresh_token:
-        out.line(f"  Admin token, shown only this once: {start.token_path.read_text().strip()}", "bold")
