@@ -290,12 +290,14 @@ async def test_a_build_log_is_capped_and_says_so(store: Store, monkeypatch: pyte
     assert "full" in lines[3]
 
 
-async def test_digests_in_use_leave_out_retired_versions(store: Store) -> None:
+async def test_digests_in_use_leave_out_what_will_never_run(store: Store) -> None:
     await store.build("d1", layer="l1")
-    await store.build("d2", to=VersionState.FAILED)
+    await store.build("d2", to=VersionState.FAILED, layer="l2")
+    await store.build("d1", to=VersionState.FAILED, layer="l1", name="other")
     await store.build("d3", layer="l3")
     await store.build("d3", layer="l3", name="other")
     await store.build("d4", layer="l4")
     await store.versions.retire(NS, NAME, 3)
     await store.versions.retire(NS, NAME, 4)
-    assert await store.versions.digests() == ({"d1", "d2", "d3"}, {"l1", "l3"})
+    await store.submit("d5")
+    assert await store.versions.digests() == ({"d1", "d3", "d5"}, {"l1", "l3"})

@@ -213,9 +213,10 @@ class Versions:
         return [row.text for row in rows], rows[-1].position if rows else after
 
     async def digests(self) -> tuple[set[str], set[str]]:
-        """The digests of code and of dependency layers that versions in use need."""
+        """The digests of code and of dependency layers that versions need which run or may come to run."""
         c = tables.versions.c
-        query = select(c.digest, c.layer).where(c.state != VersionState.RETIRED).distinct()
+        ended = [VersionState.FAILED, VersionState.RETIRED]
+        query = select(c.digest, c.layer).where(c.state.not_in(ended)).distinct()
         async with self._database.connect() as connection:
             rows = (await connection.execute(query)).all()
         return {row.digest for row in rows}, {row.layer for row in rows if row.layer is not None}
