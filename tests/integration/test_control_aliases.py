@@ -53,9 +53,11 @@ async def test_only_ready_versions_are_published(w: World) -> None:
     pending = await w.upload(text="def handler(event, context):\n    return 3\n")
     answer = await w.http.post(f"{BASE}/publish", json={"version": pending})
     assert (answer.status_code, answer.json()["state"]) == (409, "pending")
+    assert "wait until it is ready" in answer.json()["detail"]
     await w.build(VersionState.FAILED, reason="it would not load")
     answer = await w.http.post(f"{BASE}/publish", json={"version": pending})
     assert (answer.status_code, answer.json()["state"]) == (409, "failed")
+    assert "wait" not in answer.json()["detail"]
     assert (await w.http.post(f"{BASE}/publish", json={"version": 99})).status_code == 404
     assert (await w.http.post("/v1/functions/helo/publish", json={"version": 1})).status_code == 404
     assert (await w.http.get(f"{BASE}/aliases")).json()["items"] == []
@@ -83,6 +85,14 @@ async def test_rollback_goes_to_the_traffic_before_or_to_a_version(w: World) -> 
 async def test_traffic_is_split_by_weight(w: World) -> None:
     answer = await w.http.put(f"{BASE}/aliases/beta", json={"traffic": {"1": 90, "2": 10}})
     assert answer.json() == {"alias": "beta", "generation": 1, "traffic": {"1": 90, "2": 10}, "previous": {}}
+
+
+async def test_every_version_that_is_named_must_exist(w: World) -> None:
+    answer = await w.http.put(f"{BASE}/aliases/beta", json={"traffic": {"1": 100, "99": 0}})
+    assert (answer.status_code, answer.json()["version"]) == (404, 99)
+    answer = await w.http.put(f"{BASE}/aliases/beta", json={"traffic": {"1": 100, "2": 0}})
+    assert answer.json()["traffic"] == {"1": 100}
+    assert [question["version"] for op, question in w.node.asked if op == "warm"] == [1]
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,8 @@ async def test_only_ready_versions_can_be_pointed_at(three: Store, state: Versio
         await three.build("d4")
         await three.versions.retire(NS, NAME, 4)
     await move(three, {1: 100})
-    with pytest.raises(Conflict, match="only ready versions") as caught:
+    told = "wait until it is ready" if state is VersionState.PENDING else "only ready versions"
+    with pytest.raises(Conflict, match=told) as caught:
         await move(three, {1: 50, 4: 50})
     reason = "no handler" if state is VersionState.FAILED else None
     assert caught.value.ids == {"version": 4, "state": state.value, "reason": reason}

@@ -25,7 +25,7 @@ from headrace.control.schemas import (
 )
 from headrace.control.services import Platform
 from headrace.errors import Conflict, NodeUnavailable
-from headrace.model import LIVE, NAME_PATTERN, Alias, Move, check_traffic
+from headrace.model import LIVE, NAME_PATTERN, Alias, Move
 
 router = APIRouter(route_class=Guarded, tags=["aliases"])
 
@@ -151,7 +151,7 @@ async def put_alias(
     *, platform: Platform, caller: Caller, name: FunctionName, alias: AliasName, namespace: Namespace, body: TrafficIn
 ) -> Any:
     """Split an alias between versions by weight; makes the alias if it is new."""
-    traffic = check_traffic({int(number): weight for number, weight in body.traffic.items()})
+    traffic = {int(number): weight for number, weight in body.traffic.items()}
     move = await platform.publisher.split(namespace, name, alias, traffic, body.if_generation, actor=caller.name)
     return _move_out(move)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Mapping
 
 from headrace.errors import Conflict, FunctionError, HeadraceError
 from headrace.model import Move, VersionState, check_traffic
@@ -36,7 +36,7 @@ class Publisher:
         self, namespace: str, name: str, version: int, alias: str, if_generation: int | None, *, actor: str
     ) -> Move:
         """Lead all of the alias to one version."""
-        function_id = await self._prepare(namespace, name, [version])
+        function_id = await self._prepare(namespace, name, {version: 100})
         move = await self._aliases.move(
             namespace, name, alias, {version: 100}, action="publish", actor=actor, if_generation=if_generation
         )
@@ -47,7 +47,7 @@ class Publisher:
         self, namespace: str, name: str, alias: str, traffic: dict[int, int], if_generation: int | None, *, actor: str
     ) -> Move:
         """Split the alias between versions. Raises `Invalid` unless the whole weights sum to 100."""
-        traffic = check_traffic(traffic)
+        check_traffic(traffic)
         function_id = await self._prepare(namespace, name, traffic)
         move = await self._aliases.move(
             namespace, name, alias, traffic, action="traffic", actor=actor, if_generation=if_generation
@@ -88,15 +88,15 @@ class Publisher:
         traffic = await self._aliases.before(namespace, name, alias)
         return traffic, last.generation if if_generation is None else if_generation
 
-    async def _prepare(self, namespace: str, name: str, numbers: Collection[int]) -> int:
+    async def _prepare(self, namespace: str, name: str, traffic: Mapping[int, int]) -> int:
         """Warm the versions on all nodes; the id of the function. Refused when one of them does not load any more.
 
-        A version that is not ready is left to the store to refuse. What the platform can't do now is no reason to
-        keep somebody from rolling back: then the first call starts the instance.
+        A version that is not ready is left to the store to refuse, and one of weight 0 need not be warm. What the
+        platform can't do now is no reason to keep somebody from rolling back: then the first call starts the instance.
         """
         function = await self._functions.get(namespace, name)
-        versions = [await self._versions.get(namespace, name, number) for number in numbers]
-        ready = [version.number for version in versions if version.state is VersionState.READY]
+        versions = [await self._versions.get(namespace, name, number) for number in traffic]
+        ready = [v.number for v in versions if traffic[v.number] and v.state is VersionState.READY]
         await asyncio.gather(*(self._warm(function.id, name, number) for number in ready))
         return function.id
 

@@ -42,7 +42,8 @@ class Aliases:
 
         Moving it where it already points changes nothing, so that a repeated request doesn't make rollback
         pointless: the answer is the move that brought it there. Raises `NotFound` for an unknown function or
-        version, `Conflict` for a version that is not ready or when the generation is not `if_generation`.
+        version (one of weight 0 too), `Conflict` for a version that is not ready or when the generation is not
+        `if_generation`.
         """
         check_name(alias, "alias")
         wanted = check_traffic(traffic)
@@ -50,8 +51,10 @@ class Aliases:
             function = await functions.find(connection, namespace, name, lock=True)
             current = await _current(connection, function.id, alias)
             _check_generation(alias, current, if_generation)
-            for number in wanted:
-                _check_ready(await versions.find(connection, function, number))
+            for number in traffic:
+                version = await versions.find(connection, function, number)
+                if number in wanted:
+                    _check_ready(version)
             if current is not None and functions.make_traffic(current.traffic) == wanted:
                 return await _last_move(connection, function.id, alias)
             move = self._next(alias, current, wanted, action, actor)
@@ -200,10 +203,11 @@ def _check_generation(alias: str, current: Row[Any] | None, expected: int | None
 
 def _check_ready(version: Row[Any]) -> None:
     if version.state != VersionState.READY:
+        coming = version.state in (VersionState.PENDING, VersionState.BUILDING, VersionState.PROBING)
         raise Conflict(
             f"Version {version.number} of {version.namespace}/{version.function} is {version.state}"
             + (f" ({version.reason})" if version.reason else "")
-            + ": only ready versions can be published.",
+            + (": wait until it is ready." if coming else ": only ready versions can be published."),
             version=version.number,
             state=version.state,
             reason=version.reason,
