@@ -145,7 +145,8 @@ async def test_logs_by_level_version_and_time(w: World) -> None:
     async def texts(**params: Any) -> list[str]:
         return [line["text"] for line in (await w.http.get(f"{BASE}/logs", params=params)).json()["items"]]
 
-    assert await texts(level="WARNING") == ["b", "c"]
+    for level in ("WARNING", "warning", "Warning"):
+        assert await texts(level=level) == ["b", "c"]
     assert await texts(version=2) == ["b"]
     assert await texts(since="2026-01-31T12:00:01Z", limit=1) == ["b"]
     assert await texts() == ["a", "b", "c"]
@@ -195,3 +196,8 @@ async def test_any_window_has_an_answer_of_bounded_length(w: World) -> None:
 )
 async def test_bad_windows_are_refused(w: World, params: dict[str, Any]) -> None:
     assert (await w.http.get(f"{BASE}/metrics", params=params)).status_code == 422
+
+
+async def test_a_bad_window_is_told_how_to_write_one(w: World) -> None:
+    answer = await w.http.get(f"{BASE}/metrics", params={"window": "1 hour"})
+    assert answer.json()["detail"].startswith("query.window: write a number and s, m, h or d")

@@ -114,6 +114,28 @@ async def test_log_lines_arrive_as_they_are_written_and_none_is_lost(c: Client) 
         assert json.loads(event["data"])["text"] == "while away"
 
 
+async def test_a_follower_far_behind_catches_up_without_a_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`limit` is about the first lines; the poll never comes to pass here."""
+    async with world(tmp_path, Following(poll_s=3600.0)) as made, served(made.app) as base:
+        await made.live()
+        await record(made, lines=tuple(replace(LINE, text=str(n)) for n in range(2100)))
+        asked, real = [], made.services.records.logs
+
+        async def noted(*args: Any, **options: Any) -> Any:
+            asked.append(options["limit"])
+            return await real(*args, **options)
+
+        monkeypatch.setattr(made.services.records, "logs", noted)
+        client, params = Client(made, base), {"follow": "1", "limit": 10, "since": "1970-01-01T00:00:00Z"}
+        async with client.http, client.http.stream("GET", LOGS, params=params) as answer:
+            stream = events(answer)
+            texts = [json.loads((await next_of(stream, "data"))["data"])["text"] for _ in range(2100)]
+    assert texts == [str(n) for n in range(2100)]
+    assert asked == [10, 1000, 1000, 1000]
+
+
 async def test_nobody_reads_the_store_for_a_follower_who_left(c: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     await c.world.live()
     records = c.world.services.records

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from headrace.control import streams
@@ -30,6 +30,7 @@ from headrace.model import LogLine
 
 router = APIRouter(route_class=Guarded, tags=["logs"])
 
+_READ_LINES = 1000  # most lines that a follower is sent at once
 _EXAMPLE: JsonDict = {
     "seq": 4711,
     "at": "2026-01-31T12:00:00.125Z",
@@ -43,12 +44,20 @@ _EXAMPLE: JsonDict = {
     "text": "hello",
 }
 
+
+def _upper(text: Any) -> Any:
+    return text.upper() if isinstance(text, str) else text
+
+
 Level = Annotated[
     Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] | None,
+    BeforeValidator(_upper),
     NOT_NULL,
-    Query(description="Only lines of this level and above."),
+    Query(description="Only lines of this level and above; in small letters too."),
 ]
-LineLimit = Annotated[int, Query(ge=1, le=10_000, description="Most lines to answer (followers: at once).")]
+LineLimit = Annotated[
+    int, Query(ge=1, le=10_000, description="Most lines to answer; with `follow`, before those that come later.")
+]
 After = Annotated[
     str | None,
     NOT_NULL,
@@ -184,5 +193,8 @@ class _Log:
             self.since = 0.0  # an empty log: whatever comes now is to be read from its beginning
         return lines
 
-    async def read(self) -> list[streams.Event]:
-        return [streams.Event(line_out(line).model_dump_json(), id=line.seq) for line in await self.lines()]
+    async def read(self) -> tuple[list[streams.Event], bool]:
+        """For a follower: `limit` is about the first lines only."""
+        lines, asked = await self.lines(), self.limit
+        self.limit = _READ_LINES
+        return [streams.Event(line_out(line).model_dump_json(), id=line.seq) for line in lines], len(lines) == asked

@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse
 
 from headrace.control.auth import Guarded, Namespace, everywhere, needs
 from headrace.control.problems import READS, READS_ONE, problems
-from headrace.control.schemas import NOT_NULL, FunctionName, timestamp
+from headrace.control.schemas import NOT_NULL, WINDOW_PATTERN, FunctionName, timestamp
 from headrace.control.services import Platform
 from headrace.errors import HeadraceError
 from headrace.model import SLOT_S
@@ -41,7 +41,7 @@ _SUMMARY: JsonDict = {
 Window = Annotated[
     str,
     Query(
-        pattern=r"^[1-9][0-9]{0,4}[smhd]$",
+        pattern=WINDOW_PATTERN,
         description="How far back: a number and `s`, `m`, `h` or `d`.",
         examples=["1h", "30m", "7d"],
     ),

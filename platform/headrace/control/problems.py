@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from headrace.control.schemas import TEXT_PATTERN
+from headrace.control.schemas import TEXT_PATTERN, WINDOW_PATTERN
 from headrace.errors import (
     CallerError,
     ClientGone,
@@ -47,6 +47,7 @@ _LONGEST_PLACE = 120
 _PATTERNS = {
     NAME_PATTERN: "use 1 to 63 of a-z, 0-9 and '-', starting with a letter.",
     TEXT_PATTERN: "this holds a NUL character; remove it.",
+    WINDOW_PATTERN: "write a number and s, m, h or d, such as 30m (up to 5 digits).",
 }
 
 

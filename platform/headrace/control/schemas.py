@@ -16,6 +16,7 @@ from headrace.model import NAME_PATTERN
 
 LARGEST_ID = 2_147_483_647
 TEXT_PATTERN = r"^[^\x00]*$"
+WINDOW_PATTERN = r"^[1-9][0-9]{0,4}[smhd]$"
 _RFC3339 = re.compile(
     r"(\d{4})-(\d{2})-(\d{2})[Tt](\d{2}):(\d{2}):(\d{2})(?:\.(\d{1,18}))?([Zz]|[+-]\d{2}:\d{2})", re.ASCII
 )
@@ -69,11 +70,11 @@ def parse_time(text: Any) -> float:
 
 
 def _parse_flag(text: Any) -> Any:
-    if text in (True, "true"):
+    if text in (True, "true", "1"):
         return True
-    if text in (False, "false"):
+    if text in (False, "false", "0"):
         return False
-    raise ValueError("write true or false")
+    raise ValueError("write true or false, 1 or 0")
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -96,7 +97,11 @@ Cursor = Annotated[
         description="`next` of the page before; leave it out for the first page.",
     ),
 ]
-Flag = Annotated[bool, BeforeValidator(_parse_flag), WithJsonSchema({"type": "boolean"})]
+Flag = Annotated[
+    bool,
+    BeforeValidator(_parse_flag),
+    WithJsonSchema({"anyOf": [{"type": "boolean"}, {"type": "integer", "minimum": 0, "maximum": 1}]}),
+]
 Follow = Annotated[Flag, Query(description="Go on sending lines as they come, as server-sent events.")]
 LastEventId = Annotated[
     int, Header(ge=0, le=2**53, description="`id` of the last event received: go on after it.", examples=[0])

@@ -247,7 +247,7 @@ class _BuildLog:
         self._version = version
         self._after = after
 
-    async def read(self) -> list[streams.Event]:
+    async def read(self) -> tuple[list[streams.Event], bool]:
         version = await self._services.versions.by_id(self._version.id)
         lines, position = await self._services.versions.read_log(version.id, self._after)
         events = [streams.Event(line) for line in lines]
@@ -256,7 +256,7 @@ class _BuildLog:
         self._after = position
         if version.state in _ENDED:
             events.append(streams.end(state=version.state, reason=version.reason))
-        return events
+        return events, False
 
 
 async def _store(services: Services, request: Request) -> tuple[Stored, VersionConfig]:
