@@ -215,7 +215,7 @@ def test_kill_9_during_the_set_up_leaves_nothing(home: Home) -> None:
 
 def test_a_second_up_says_where_the_first_one_serves(home: Home) -> None:
     first = home.up()
-    code, out, _ = home.run("up", "--port", str(free_port()))
+    code, out, _ = home.run("up", "--port", str(home.port))
     assert code == 0
     assert f"Headrace runs already, as process {first.pid}." in out
     assert f"http://127.0.0.1:{home.port}/fn/<name>" in out
@@ -223,10 +223,38 @@ def test_a_second_up_says_where_the_first_one_serves(home: Home) -> None:
     assert first.poll() is None
 
 
+@pytest.mark.parametrize("option", ["--port", "--control-port"])
+def test_a_second_up_at_other_ports_is_refused(home: Home, tmp_path: Path, option: str) -> None:
+    first = home.up()
+    (tmp_path / "hello").mkdir()
+    code, out, err = home.run("up", option, str(free_port()), "--deploy", str(tmp_path / "hello"))
+    assert (code, out) == (1, "")
+    assert f"as process {first.pid}, at http://127.0.0.1:{home.port} (functions)" in err
+    assert f"http://127.0.0.1:{home.control_port} (API): stop it first with `headrace down`" in err
+
+
+def test_the_hints_name_the_home_and_the_port_that_were_given(home: Home, tmp_path: Path) -> None:
+    other, port = tmp_path / "my home", free_port()
+    stop = f"headrace down --home '{other}'"
+    where = f"export HEADRACE_HOME='{other}' HEADRACE_CONTROL_PORT={port}\n"
+    options = ("--home", str(other), "--control-port", str(port))
+    first = home.start("up", *options)
+    assert first.stderr is not None
+    while "Ctrl-C stops it" not in (line := first.stderr.readline()):
+        assert line
+    assert stop in line
+    code, out, _ = home.run("up", *options)
+    assert code == 0
+    assert where in out
+    assert f"Stop it with: {stop}\n" in out
+    assert home.run("down", "--home", str(other))[0] == 0
+    assert first.wait(_BOUND_S) == 0
+
+
 def test_a_second_up_deploys_to_the_first(home: Home, tmp_path: Path) -> None:
     home.up()
     (tmp_path / "hello").mkdir()
-    code, out, _ = home.run("up", "--detach", "--control-port", "1", "--deploy", str(tmp_path / "hello"))
+    code, out, _ = home.run("up", "--detach", "--deploy", str(tmp_path / "hello"))
     assert code == 0
     url = f"http://127.0.0.1:{home.control_port}"
     assert out.endswith(

@@ -105,7 +105,7 @@ class Foreground:
         self._start.show_token(self._out, self._start.token_mark)
         with suppress(Interrupted):
             await self._first_calls(calls)
-        self._out.note("Ctrl-C stops it.")
+        self._out.note(f"Ctrl-C stops it. So does: {self._start.down}")
         await self._asked.wait()
 
     async def _first_calls(self, calls: Sequence[Sequence[str]]) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from headrace.cli.output import Output
 from headrace.cli.session import Session
@@ -27,6 +29,12 @@ class StartFailed(HeadraceError):
     code, title = "start_failed", "Headrace could not be started"
 
 
+class RunsElsewhere(HeadraceError):
+    """Headrace runs already, at other ports than those asked for."""
+
+    code, title = "runs_elsewhere", "Headrace runs already at other ports"
+
+
 def role_command(role: str) -> tuple[str, ...]:
     """The command that runs a role (`init`, `control`, `node`, `worker`)."""
     return (sys.executable, "-m", "headrace.main", role)
@@ -42,6 +50,7 @@ class Start:
 
     settings: Settings
     environment: Mapping[str, str]
+    options: frozenset[str] = frozenset()  # the settings that were given on the command line
     command: Callable[[str], tuple[str, ...]] = role_command
     cli: Callable[..., tuple[str, ...]] = cli_command
     backoff: Backoff = field(default_factory=Backoff)
@@ -72,6 +81,28 @@ class Start:
             self._token_mark_path.write_text(fresh)
 
     @property
+    def down(self) -> str:
+        """The command that stops it."""
+        return "headrace down" + (f" --home {shlex.quote(str(self.settings.home))}" if "home" in self.options else "")
+
+    @property
+    def exports(self) -> str:
+        """What a shell has to export so that other commands find it; empty: nothing."""
+        names = [name for name in ("home", "host", "control_port") if name in self.options]
+        return " ".join(f"{PREFIX}{name.upper()}={shlex.quote(str(getattr(self.settings, name)))}" for name in names)
+
+    def check_ports(self, holder: Holder) -> None:
+        """Raise `RunsElsewhere` when ports were asked for that are not those of `holder`, which runs already."""
+        for name, url in (("port", holder.functions), ("control_port", holder.control)):
+            asked = name in self.options or PREFIX + name.upper() in self.environment
+            if asked and url and urlsplit(url).port != getattr(self.settings, name):
+                raise RunsElsewhere(
+                    f"Headrace runs already for {self.settings.home}, as process {holder.pid}, at {holder.functions} "
+                    f"(functions) and {holder.control} (API): stop it first with `{self.down}`, ask for those ports, "
+                    "or give another --home."
+                )
+
+    @property
     def log_dir(self) -> Path:
         return self.settings.home / "log"
 
@@ -88,7 +119,8 @@ def plan(session: Session, overrides: Mapping[str, Any]) -> Start:
     """The start that the options of the command line ask for: always on this machine, whatever CONTROL_URL says."""
     settings = session.settings_with(**overrides).model_copy(update={"control_url": ""})
     others = {name: value for name, value in session.environ.items() if not name.startswith(PREFIX)}
-    return Start(settings, {**others, **settings.environment()})
+    options = frozenset(name for name, value in overrides.items() if value is not None)
+    return Start(settings, {**others, **settings.environment()}, options)
 
 
 def announce(out: Output, start: Start, holder: Holder, title: str) -> None:
@@ -100,3 +132,5 @@ def announce(out: Output, start: Start, holder: Holder, title: str) -> None:
         out.line(f"  API docs   {holder.control}/docs")
     out.line(f"  logs       {start.log_dir}")
     out.line(f"  token      in {start.token_path}")
+    if start.exports:
+        out.line(f"  For other commands: export {start.exports}")

@@ -47,9 +47,10 @@ def up(out: Output, start: Start, directory: Path | None, detach: bool) -> None:
         lock.release()
         holder = Detached(out, start).run()
     else:
+        start.check_ports(holder)
         state = "runs already" if holder.ready else "is just being started"
         announce(out, start, holder, f"Headrace {state}, as process {holder.pid}.")
-    out.line("Stop it with: headrace down")
+    out.line(f"Stop it with: {start.down}")
     environment = {**start.environment, f"{PREFIX}CONTROL_URL": holder.control}
     for arguments in calls:
         code = subprocess.run(start.cli(*arguments), env=environment, check=False).returncode
