@@ -12,15 +12,17 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import httpx
-from measure import Report, Unavailable, quantile
+import uvloop
+from measure import Options, Report, Unavailable, quantile
 from steady import Client, Sample
 
-from stack import Headrace
+from stack import Headrace, headrace
 
 MOVES = 200
 STRETCHES = 4
 SHARE = 0.7  # of what the client and the platform together can do
 CONNECTIONS = 32
+P99_OF_QUIET = 2
 
 _PAUSE_S = 0.05  # between two moves
 _CARRIED_MS = 50.0  # a median above this: requests pile up, the load is more than the machine carries just now
@@ -30,7 +32,12 @@ _SOURCE = "def handler(event, context):\n    return {{'version': int(context.fun
 _SHOWN = 5  # failures
 
 
-async def run(platform: Headrace, seconds: float, say: Callable[[str], None]) -> Report:
+def run(options: Options) -> Report:
+    with headrace() as platform:
+        return uvloop.run(_run(platform, options.seconds, options.say))
+
+
+async def _run(platform: Headrace, seconds: float, say: Callable[[str], None]) -> Report:
     name = "moving"
     for number in (1, 2):
         platform.deploy(name, {"handler.py": _SOURCE.format(number)}, {"idle_s": 600})
@@ -132,6 +139,12 @@ class _Moving:
             for sample in [*failed, *wrong][:_SHOWN]:
                 allowed = self._targets[sample.mark : sample.seen + 1]
                 report.failures.append(f"{phase}: status {sample.status}, {sample!r}, versions allowed: {allowed}")
+        amiss = sum(row[5] + row[6] for row in report.rows)
+        report.at_most("requests that failed or met the wrong version", amiss, 0)
+        quiet, moving = (
+            quantile([sample.latency_ms for sample in samples[phase]], 0.99) for phase in ("quiet", "moves")
+        )
+        report.at_most("p99 during moves, of quiet", moving / quiet, P99_OF_QUIET)
         share = rate / self._saturation
         report.notes.append(f"{len(self._move_ms)} moves at {rate:,.0f} requests/s, {share:.2f} of saturation")
         middle, high = quantile(self._move_ms, 0.5), quantile(self._move_ms, 0.99)

@@ -22,7 +22,8 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the kit that all tests share
 
-from scenarios import SCENARIOS, Options
+from measure import Options
+from scenarios import SCENARIOS
 
 from stack import KEPT, Failure
 
@@ -42,6 +43,7 @@ def main(arguments: list[str]) -> int:
     failed = False
     for name in names:
         print(f"-- {name}", flush=True)
+        before = load()
         try:
             report = SCENARIOS[name](Options(options.seconds, say))
         except (Failure, httpx.HTTPError, OSError, subprocess.CalledProcessError) as reason:
@@ -49,6 +51,7 @@ def main(arguments: list[str]) -> int:
             results[name] = {"failures": [str(reason)]}
             failed = True
             continue
+        report.notes.append(f"load average of the machine: {before} before, {load()} after")
         print(report.show(), flush=True)
         results[name] = report.as_json()
         failed = failed or bool(report.failures)
@@ -60,10 +63,15 @@ def say(line: str) -> None:
     print(f"  {line}", flush=True)
 
 
+def load() -> float:
+    """What the machine has been doing during the last minute, others' work included."""
+    return round(os.getloadavg()[0], 2)
+
+
 def machine() -> dict[str, Any]:
     return {
         "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 2),
+        "load": load(),
         "system": platform.platform(),
         "python": platform.python_version(),
     }

@@ -50,7 +50,7 @@ def test_a_ratio_compares_runs_of_the_same_round() -> None:
 
 def test_failed_requests_of_headrace_fail_the_report() -> None:
     report = compare("warm", {"headrace": [Load(5, 1, 2, 3)], "bare": [Load(10, 1, 2, 1)]}, "bare")
-    assert report.rows[0] == ("headrace", 5, 1, 2, 0.5, 3)
+    assert report.rows[0] == ("headrace", 5, 1, 2, 2, 0.5, 3)
     assert report.failures == ["3 requests to Headrace failed."]
     assert "FAILED: 3 requests" in report.show()
     assert report.as_json()["rows"][1]["subject"] == "bare"
@@ -64,6 +64,24 @@ def test_report_of_numbers_of_every_size_lines_up() -> None:
         "longer    0.123",
         "n             -",
     ]
+
+
+def test_targets_stand_beside_results_and_a_missed_one_is_no_failure() -> None:
+    report = Report("targets", ("subject", "a"))
+    report.at_most("p99 ms", 40.0, 40)
+    report.at_least("of bare", 0.25, 0.33)
+    assert report.show().splitlines()[5:] == [
+        "p99 ms      40    <= 40     met",
+        "of bare   0.25  >= 0.33  missed",
+    ]
+    assert [goal["met"] for goal in report.as_json()["goals"]] == [True, False]
+    assert report.failures == []
+
+
+def test_a_figure_that_was_not_measured_misses_its_target() -> None:
+    report = Report("targets", ("subject",))
+    report.at_most("p99 ms", float("nan"), 40)
+    assert not report.goals[0].met
 
 
 def test_quantile_is_the_nearest_rank() -> None:
