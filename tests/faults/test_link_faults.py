@@ -1,8 +1,8 @@
 """The N-th frame between node and instance is lost, torn, or the last of its connection: for every N of a life.
 
 The life: cold calls, a streamed answer, a death under calls, a caller who leaves, a call that runs out of time, a
-frozen instance that is called, a version that is deleted. Whatever frame is struck, every caller gets one answer and every call one
-record, nothing leaks, and the version works again by itself.
+frozen instance that is called, a version that is deleted. Whatever frame is struck, every caller gets one answer and
+every call one record, nothing leaks, and the version works again by itself.
 """
 
 from __future__ import annotations
@@ -165,5 +165,23 @@ def test_the_life_without_faults(tmp_path: Path) -> None:
             assert rig.program.cancelled == 2
             assert [row[3] for row in rig.records] == [1] * 10 + [2]
             assert len(rig.engine.instances) == 1, "the instances of the deleted version are gone"
+
+    virtual_time.run(scenario())
+
+
+def test_a_call_that_got_its_slot_as_the_connection_broke_is_told_so(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        scissors = Scissors("instance", "after", at=3)  # HELLO, LOADED, and the REPLY whose slot the next call gets
+        async with house(tmp_path, 0, scissors, concurrency=1, max_instances=1, timeout_s=5) as rig:
+            first = asyncio.ensure_future(rig.call("/slow"))
+            await asyncio.sleep(0.5)
+            rig.driver.fault("inspect", always=True)  # so the reason is there before the call is
+            second = await rig.call("/ok")
+            assert (await first).status == 200
+            assert second.status == 502
+            assert asyncio.get_running_loop().time() < 1.5, "not only when its time is up"
+            rig.balanced()
+            rig.driver.mend()
+            assert (await rig.call("/ok")).status == 200
 
     virtual_time.run(scenario())

@@ -14,6 +14,7 @@ from headrace.errors import HeadraceError, Invalid
 from headrace.settings import Settings
 
 _LOOK_S = 0.5
+_SETTLED_S = 0.1
 
 
 def dev(session: Session, read: Callable[[], deploy.Deployment]) -> None:
@@ -32,8 +33,18 @@ def dev(session: Session, read: Callable[[], deploy.Deployment]) -> None:
         except HeadraceError as error:
             out.failure(error)
         out.note(f"Watching {deployment.directory}; Ctrl-C ends it.", "dim")
-        while _snapshot(deployment) == before:
+        while (now := _snapshot(deployment)) == before:
             time.sleep(_LOOK_S)
+        _settle(deployment, now)
+
+
+def _settle(deployment: deploy.Deployment, now: object) -> None:
+    """An editor may be in the middle of writing: wait until nothing has changed for a moment."""
+    while True:
+        time.sleep(_SETTLED_S)
+        before, now = now, _snapshot(deployment)
+        if now == before:
+            return
 
 
 def _snapshot(deployment: deploy.Deployment) -> object:
