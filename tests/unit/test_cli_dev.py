@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -31,10 +31,15 @@ def code(tmp_path: Path) -> Path:
 def looks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """What happens each time that `dev` looks again; after the last one somebody presses Ctrl-C."""
 
-    def script(*steps: Callable[[], object]) -> None:
+    def script(*steps: Callable[[], object], while_settling: Sequence[Callable[[], object]] = ()) -> None:
         waiting = list(steps)
+        half_written = list(while_settling)
 
-        def sleep(_: float) -> None:
+        def sleep(seconds: float) -> None:
+            if seconds == dev._SETTLED_S:
+                if half_written:
+                    half_written.pop(0)()
+                return
             if not waiting:
                 raise KeyboardInterrupt
             waiting.pop(0)()
@@ -105,3 +110,14 @@ def test_dev_with_a_wrong_start(server: Server, tmp_path: Path) -> None:
     result = Cli(tmp_path / "home", server.url)("dev", str(tmp_path / "none"))
     assert result.code == 2
     assert server.requests == []
+
+
+def test_dev_waits_until_a_file_is_written(
+    server: Server, code: Path, tmp_path: Path, looks: Callable[..., None]
+) -> None:
+    serve(server)
+    handler = code / "handler.py"
+    looks(lambda: handler.write_text(""), while_settling=[lambda: handler.write_text("22")])
+    result = Cli(tmp_path / "home", server.url)("dev", str(code))
+    assert result.code == 130
+    assert len(server.seen("POST", VERSIONS)) == 2, "the empty state was deployed too"
