@@ -199,6 +199,16 @@ async def test_calls_wait_for_the_reason_when_the_connection_is_lost() -> None:
     assert w.link.in_flight == 0
 
 
+async def test_a_call_that_comes_after_the_reason_gets_it_at_once() -> None:
+    w = Wire()
+    w.link.connection_lost(None)
+    w.link.abandon(errors.OutOfMemory("too much"))
+    w.link.abandon(errors.InstanceDied("removed"))
+    with pytest.raises(errors.OutOfMemory):
+        await w.call().answer
+    assert w.link.in_flight == 0
+
+
 async def test_overdue_is_the_oldest_first_and_a_socket_has_no_deadline() -> None:
     w = Wire()
     socket, first, second = w.call(float("inf")), w.call(1.0), w.call(2.0)
