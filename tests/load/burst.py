@@ -18,7 +18,7 @@ BURSTS = 2
 P99_MS = 1000
 SHELVES = (int(Settings.model_fields["prewarm"].default), 60)  # generic instances that wait
 
-_MEMORY_MB = "20480"  # for the shelf, what refills it and the functions; most of it is never touched
+_MEMORY_MB = "65536"  # the shelf gets a quarter of it, and holds as many again while it refills; most is never touched
 _LIMIT_S = 60.0
 _SHOWN = 3  # failures
 

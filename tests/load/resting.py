@@ -14,7 +14,7 @@ from stack import Headrace, example
 
 _STOPPED_S = 240.0  # within this, instances that nobody calls have stopped
 _FROZEN_S = 60.0
-_SHELF_S = 240.0
+_SHELF_S = 600.0  # instances are made one at a time
 _LOOK_S = 0.5
 _REST_S = 2.0  # the engine comes to rest as well
 
