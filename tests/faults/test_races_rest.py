@@ -88,6 +88,18 @@ def test_an_instance_that_may_be_paused_or_not_gets_no_call_and_is_replaced(
     virtual_time.run(scenario())
 
 
+def test_a_call_thaws_the_only_instance_although_no_call_may_queue(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with house(tmp_path, queue=0, max_instances=1) as rig:
+            assert (await rig.call()).status == 200
+            await _until_frozen(rig)
+            await asyncio.sleep(1)
+            assert (await rig.call()).status == 200
+            assert len({row[4] for row in rig.records}) == 1
+
+    virtual_time.run(scenario())
+
+
 def test_a_paused_instance_that_cannot_be_resumed_does_not_stay(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with house(tmp_path) as rig:

@@ -245,26 +245,32 @@ def test_the_last_member_is_never_ejected() -> None:
     assert desk.pool.take() is only
 
 
-def test_an_ejected_member_comes_back_when_the_others_are_gone() -> None:
+@pytest.mark.parametrize("how", ["gone", "frozen", "busy"])
+def test_an_ejected_member_comes_back_when_a_call_waits(how: str) -> None:
     desk = Desk()
     bad, good = desk.join("bad"), desk.join("good")
     _fail(desk, bad, 5)
-    assert desk.pool.take() is good
+    if how == "gone":
+        desk.pool.remove(good)
+    elif how == "frozen":
+        assert desk.pool.freeze(good)
+    else:
+        assert desk.pool.take() is good
     waiting = desk.wait()
-    assert waiting == [], "the other one still serves"
-    desk.pool.remove(good)
+    desk.pool.expire(now=0.02)
     assert waiting == [bad]
     assert not bad.ejected_until
 
 
-def test_an_ejected_member_comes_back_when_the_others_are_frozen() -> None:
-    desk = Desk()
-    bad, good = desk.join("bad"), desk.join("good")
-    _fail(desk, bad, 5)
-    assert desk.pool.freeze(good)
-    assert desk.wait() == [bad]
-    desk.pool.expire(now=100.0)
-    assert repr(desk.pool) == "<Pool [bad 1/1, good 0/1 frozen] in_flight=1 waiting=0>"
+def test_one_call_may_wait_for_a_frozen_instance_whatever_the_queue() -> None:
+    desk = Desk(queue=0)
+    member = desk.join("a")
+    assert desk.pool.freeze(member)
+    waiting = desk.wait()
+    with pytest.raises(errors.QueueFull):
+        desk.wait()
+    desk.pool.thaw(member)
+    assert waiting == [member]
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -371,8 +377,6 @@ class PoolMachine(RuleBasedStateMachine):
         assert all(0 <= m.in_flight <= m.capacity for m in self.members)
         if any(m.open for m in self.members):
             assert not self.waiting, "a call waits although a slot is free"
-        if any(m.ejected_until and not m.draining for m in self.members) and self.waiting:
-            assert any(m.serving for m in self.members), "calls wait while the last member is ejected"
 
 
 PoolMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

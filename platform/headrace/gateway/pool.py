@@ -5,9 +5,9 @@ never an `await` between reading and changing it. `take` reserves a slot; `relea
 and hands it to the next waiter in the same step. Waiters are first in, first out. `repr()` shows everything.
 
 A member that fails call after call while others do not is ejected for a while (outlier detection as in Envoy: five
-failures in a row, each ejection twice as long as the last), but never the last one that could take a call: one comes
-back early when a call waits and no other serves. A frozen
-member is out of reach until it is thawed: `freeze` withdraws it before anybody pauses it, so no call races with that.
+failures in a row, each ejection twice as long as the last), but never the last one that could take a call, and it comes
+back early when a call waits and no slot is free. A frozen member is out of reach until it is thawed: `freeze` withdraws
+it before anybody pauses it, so no call races with that.
 """
 
 from __future__ import annotations
@@ -167,11 +167,12 @@ class Pool:
     def wait(self, waiter: Waiter, now: float) -> None:
         """Queue up. Raises the gate's error while it is shut, `QueueFull` beyond `queue` waiters.
 
-        Where no instance is up, one call may wait whatever `queue` says: it is what starts the first.
+        Where no instance serves, one call may wait whatever `queue` says: it is what starts or thaws the first.
         """
         if self._shut is not None and now < self._shut_until:
             raise self._shut.with_traceback(None)  # one error for many callers: it must not collect their frames
-        if self.waiting >= (self.queue if self.members else max(self.queue, 1)):
+        serves = any(member.serving for member in self.members.values())
+        if self.waiting >= (self.queue if serves else max(self.queue, 1)):
             self.throttled += 1
             raise errors.QueueFull(
                 f"{self.waiting} calls already wait for this version; try again, or raise its queue or max_instances.",
@@ -179,7 +180,6 @@ class Pool:
             )
         self._waiters[waiter] = None
         self._wake()
-        self._recall()
         self.on_demand()
 
     def forget(self, waiter: Waiter) -> None:
@@ -211,7 +211,6 @@ class Pool:
         """No further call goes to `member`; `on_demand` tells when its last one has ended."""
         member.draining = True
         self._withdraw(member)
-        self._recall()
         if not member.in_flight:
             self.on_demand()
 
@@ -234,7 +233,6 @@ class Pool:
         member.draining = True
         self._withdraw(member)
         self.members.pop(member.name, None)
-        self._recall()
         self.on_demand()
 
     def shut(self, error: errors.HeadraceError, until: float) -> None:
@@ -307,13 +305,6 @@ class Pool:
         self._withdraw(member)
         self._ejected.append(member)
         self._ejected.sort(key=lambda ejected: ejected.ejected_until)
-
-    def _recall(self) -> None:
-        """A call waits and nobody serves: the ejected member whose time is up first comes back now."""
-        if self._waiters and not any(member.serving for member in self.members.values()):
-            back = next((ejected for ejected in self._ejected if not ejected.draining), None)
-            if back is not None:
-                self._let_back(back)
 
     def _let_back(self, member: Member) -> None:
         self._ejected.remove(member)
