@@ -113,6 +113,8 @@ def test_the_supervisor_killed_and_started_again(platform: Headrace, hello: str)
 
 ECHO = """
 async def app(scope, receive, send):
+    if scope["type"] != "websocket":
+        raise NotImplementedError
     await receive()
     await send({"type": "websocket.accept"})
     while (await receive())["type"] != "websocket.disconnect":
