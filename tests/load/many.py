@@ -1,8 +1,8 @@
 """10,000 functions on one node: what they cost the warm path, and what an idle one costs in memory.
 
-The warm path is measured with one function, with a hundred that are all called, and with all of them, each time on a
-node that has just started. A hundred called ones are a hundred processes that take turns on the cores, whatever is
-registered beside them, so both comparisons are shown.
+Two platforms run side by side, one with a hundred functions and one with all, and take turns within the same minute;
+on each, one function is called, then a hundred in turn. A hundred called ones are a hundred processes that take turns
+on the cores, whatever is registered beside them, so both comparisons are shown.
 
 Some are registered through the REST API, to see how fast that is; the others are written to the database as copies of
 a function that was deployed (its settings, its ready version, its alias): to build each would take hours.
@@ -19,17 +19,17 @@ from pathlib import Path
 import httpx
 import uvloop
 from measure import Options, Report, Unavailable, interleaved, middle, quantile, ratio
-from references import Answer, running
 
 from stack import Headrace, example, headrace
 
 FUNCTIONS = 10_000
 REGISTERED = 500  # of them through the API
 CALLED = 100
-WARM_SHARE = 0.95  # of the rate with one function
+SHARE = 0.95
 IDLE_KB = 2.0
 
-_ROUNDS = 3
+_ROUNDS = 5
+_SLICE_S = 2.0  # four of them pass before an instance that waits for its turn is frozen
 _CONNECTIONS = 32
 _AT_ONCE = 8
 _LIMIT_S = 120.0
@@ -38,45 +38,44 @@ _REST_S = 3.0  # a node that has just started comes to rest
 
 
 def run(options: Options) -> Report:
-    report = Report("many", ("functions", "called", "req/s", "p50 ms", "p99 ms", "of bare", "failed"))
-    with headrace() as platform:
+    report = Report("many", ("functions", "called", "req/s", "p50 ms", "p99 ms", "of the first", "failed"))
+    with headrace() as few, headrace() as many:
         files, config = example("hello")
-        platform.deploy("hello", files, {**config, **_CONFIG})
-        answer = httpx.get(platform.url("hello"))
-        with running(Answer(answer.text, answer.headers["content-type"]), False, options.say) as references:
-            bare = references["bare"]
-            before = _restarted_mb(platform, 0)
-            one = _warm(platform, bare, (1, 1), report, options)
-            _restarted_mb(platform, CALLED)
-            few = _warm(platform, bare, (CALLED, CALLED), report, options)
-            rate = uvloop.run(_register(platform))
-            report.notes.append(f"registered {rate:,.0f} functions a second through the API")
-            after = _restarted_mb(platform, FUNCTIONS)
-            page = uvloop.run(_page_ms(platform))
-            report.notes.append(f"a page of 100 functions takes {page:.1f} ms")
-            among = _warm(platform, bare, (FUNCTIONS, 1), report, options)
-            called = _warm(platform, bare, (FUNCTIONS, CALLED), report, options)
-    report.at_least(f"rate of {CALLED} called among {FUNCTIONS:,}, of one function's", called / one, WARM_SHARE)
-    report.at_least(f"rate of 1 called among {FUNCTIONS:,}, of one function's", among / one, WARM_SHARE)
-    report.at_least(f"rate of {CALLED} called among {FUNCTIONS:,}, of among {CALLED}", called / few, WARM_SHARE)
+        for platform in (few, many):
+            platform.deploy("hello", files, {**config, **_CONFIG})
+        _restarted_mb(few, CALLED)
+        before = _restarted_mb(many, 0)
+        report.notes.append(f"registered {uvloop.run(_register(many)):,.0f} functions a second through the API")
+        after = _restarted_mb(many, FUNCTIONS)
+        report.notes.append(f"a page of 100 functions takes {uvloop.run(_page_ms(many)):.1f} ms")
+        subjects: dict[tuple[int, int], str | list[str]] = {
+            (functions, called): _warmed(platform, called)
+            for platform, functions in ((few, CALLED), (many, FUNCTIONS))
+            for called in (1, CALLED)
+        }
+        loads = interleaved(subjects, _ROUNDS, _CONNECTIONS, min(options.seconds, _SLICE_S), options.say)
+    one = loads[CALLED, 1]
+    for (functions, called), found in loads.items():
+        failed = sum(load.failed for load in found)
+        numbers = (middle(found, key) for key in ("rps", "p50_ms", "p99_ms"))
+        report.rows.append((f"{functions:,}", called, *numbers, ratio(found, one), failed))
+        if failed:
+            report.failures.append(f"{failed} requests failed with {called} called among {functions:,} functions.")
+    called_ones = loads[FUNCTIONS, CALLED]
+    report.at_least(f"rate of {CALLED} called among {FUNCTIONS:,}, of one function's", ratio(called_ones, one), SHARE)
+    report.at_least(f"rate of 1 among {FUNCTIONS:,}, of 1 among {CALLED}", ratio(loads[FUNCTIONS, 1], one), SHARE)
+    same = ratio(called_ones, loads[CALLED, CALLED])
+    report.at_least(f"rate of {CALLED} among {FUNCTIONS:,}, of {CALLED} among {CALLED}", same, SHARE)
     report.at_most("node memory of an idle function, KB", (after - before) * 1024 / FUNCTIONS, IDLE_KB)
     return report
 
 
-def _warm(platform: Headrace, bare: str, count: tuple[int, int], report: Report, options: Options) -> float:
-    """Load as many functions as `count` says are called; the rate as a part of bare Granian's in the same minute."""
-    registered, called = count
+def _warmed(platform: Headrace, called: int) -> list[str]:
+    """URLs of so many functions, each with an instance."""
     urls = [platform.url("hello"), *(platform.url(_name(number)) for number in range(called - 1))]
-    for url in urls:  # each has an instance before it is measured
+    for url in urls:
         httpx.get(url, timeout=60).raise_for_status()
-    subjects: dict[str, str | list[str]] = {"headrace": urls, "bare": bare}
-    loads = interleaved(subjects, _ROUNDS, _CONNECTIONS, options.seconds, options.say)
-    ours = loads["headrace"]
-    share, failed = ratio(ours, loads["bare"]), sum(load.failed for load in ours)
-    report.rows.append((registered, called, *(middle(ours, key) for key in ("rps", "p50_ms", "p99_ms")), share, failed))
-    if failed:
-        report.failures.append(f"{failed} requests failed with {called} called among {registered:,} functions.")
-    return share
+    return urls
 
 
 def _restarted_mb(platform: Headrace, fill: int) -> float:

@@ -8,12 +8,14 @@ import shutil
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from stack import Failure
+
+K = TypeVar("K", bound=Hashable)  # what names a subject
 
 _LATENCY = r"^\s+{}%\s+([\d.]+)(us|ms|s|m)$"
 _MS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0}
@@ -152,18 +154,17 @@ def _latency(output: str, percent: int) -> float:
 
 
 def interleaved(
-    subjects: Mapping[str, str | list[str]], rounds: int, connections: int, seconds: float, say: Callable[[str], None]
-) -> dict[str, list[Load]]:
-    """Load each subject (name -> URLs) in turn, `rounds` times over, so that a noisy minute hits them all."""
+    subjects: Mapping[K, str | list[str]], rounds: int, connections: int, seconds: float, say: Callable[[str], None]
+) -> dict[K, list[Load]]:
+    """Load each subject (key -> URLs) in turn, `rounds` times over, so that a noisy minute hits them all."""
     for urls in subjects.values():
         wrk(urls, connections, 1)
-    found: dict[str, list[Load]] = {name: [] for name in subjects}
+    found: dict[K, list[Load]] = {subject: [] for subject in subjects}
     for turn in range(1, rounds + 1):
-        for name, urls in subjects.items():
-            found[name].append(wrk(urls, connections, seconds))
-        say(
-            f"round {turn} of {rounds}: " + ", ".join(f"{name} {loads[-1].rps:,.0f}/s" for name, loads in found.items())
-        )
+        for subject, urls in subjects.items():
+            found[subject].append(wrk(urls, connections, seconds))
+        rates = (f"{subject} {loads[-1].rps:,.0f}/s" for subject, loads in found.items())
+        say(f"round {turn} of {rounds}: {', '.join(rates)}")
     return found
 
 

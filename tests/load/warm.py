@@ -25,7 +25,7 @@ def run(connections: int, options: Options) -> Report:
             raise Unavailable(f"hello answers {found.status_code}: {found.text}")
         answer = Answer(found.text, found.headers["content-type"])
         with running(answer, True, options.say) as references:
-            subjects = {"headrace": platform.url("hello"), **references}
+            subjects: dict[str, str | list[str]] = {"headrace": platform.url("hello"), **references}
             loads = interleaved(subjects, ROUNDS, connections, options.seconds, options.say)
     report = compare(f"warm-{connections}", loads, "bare")
     if connections == 1:
