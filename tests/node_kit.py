@@ -10,7 +10,7 @@ from typing import Any
 
 from headrace import wire
 from headrace.resources import share
-from shim_kit import Shim, write_files
+from shim_kit import Shim, running, write_files
 
 SHIM = share("runtime-images") / "node" / "shim"
 
@@ -37,13 +37,8 @@ async def waiting_node(
     if layer is not None:
         write_files(shim.layer, layer)
         (home / "node_modules").symlink_to(shim.layer / "node_modules")
-    await shim.listen()
-    await shim.start()
-    try:
-        await shim.dialled()
+    async with running(shim):
         yield shim
-    finally:
-        await shim.stop()
 
 
 @contextlib.asynccontextmanager

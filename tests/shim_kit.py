@@ -174,6 +174,20 @@ class Connection:
             await self.ended.wait()
 
 
+# The header of a LOAD with every field of the protocol.
+LOAD: dict[str, Any] = {
+    "namespace": "default",
+    "function": "case",
+    "version": 7,
+    "handler": "handler.handler",
+    "kind": "auto",
+    "env": {},
+    "memory_mb": 128,
+    "timeout_s": 30,
+    "concurrency": 10,
+}
+
+
 async def logged(stream: Stream, text: str) -> None:
     """Wait until a log line of `stream` has `text` in it."""
     async with asyncio.timeout(PATIENCE_S):
@@ -260,19 +274,7 @@ class Shim:
 
     async def load(self, **fields: Any) -> wire.Frame:
         """Send LOAD; the answer, LOADED or LOAD_FAILED."""
-        header = {
-            "namespace": "default",
-            "function": "case",
-            "version": 7,
-            "handler": "handler.handler",
-            "kind": "auto",
-            "env": {},
-            "memory_mb": 128,
-            "timeout_s": 30,
-            "concurrency": 10,
-        }
-        header.update(fields)
-        self.link.send(wire.LOAD, 0, header)
+        self.link.send(wire.LOAD, 0, LOAD | fields)
         return await self.link.instance.frame()
 
     async def call(self, path: str = "/", body: bytes = b"", **fields: Any) -> Answer:
@@ -311,11 +313,18 @@ async def waiting_shim(
     place(shim.code, files)
     if layer is not None:
         place(shim.layer, layer)
+    async with running(shim):
+        yield shim
+
+
+@contextlib.asynccontextmanager
+async def running(shim: Shim) -> AsyncIterator[None]:
+    """`shim` as a process that has dialled and said HELLO; stopped at the end."""
     await shim.listen()
     await shim.start()
     try:
         await shim.dialled()
-        yield shim
+        yield
     finally:
         await shim.stop()
 

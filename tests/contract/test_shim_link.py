@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from headrace import wire
-from shim_kit import Shim, assemble, loaded_shim, python_command, waiting_shim, write_files
+from shim_kit import LOAD, Shim, assemble, loaded_shim, python_command, waiting_shim, write_files
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "frames.json").read_text())
 REFUSED = {vector["name"]: bytes.fromhex(vector["bytes"]) for vector in GOLDEN["invalid"]}
@@ -62,18 +62,6 @@ async def test_connection_that_ends_while_loading_does_not_load_twice(tmp_path: 
 
         assert shim.hello["loaded"] is True
         assert (await shim.call()).body == b"fine"
-
-
-LOAD = {
-    "namespace": "default",
-    "function": "case",
-    "version": 7,
-    "handler": "handler.handler",
-    "kind": "auto",
-    "env": {},
-    "memory_mb": 128,
-    "timeout_s": 30,
-}
 
 
 @pytest.mark.parametrize("make", ["async def", "def"])

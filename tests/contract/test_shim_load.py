@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from headrace import wire
-from shim_kit import Shim, loaded_shim, waiting_shim
+from shim_kit import LOAD, Shim, loaded_shim, waiting_shim
 
 ECHO = "def handler(event, context): return 'ok'"
 
@@ -232,16 +232,3 @@ async def test_exit_of_the_process_while_loading(tmp_path: Path) -> None:
 async def load_briefly(shim: Shim) -> None:
     shim.link.send(wire.LOAD, 0, json.loads(json.dumps(LOAD)))
     await shim.link.instance.frame(within=1.0)
-
-
-LOAD = {
-    "namespace": "default",
-    "function": "case",
-    "version": 7,
-    "handler": "handler.handler",
-    "kind": "auto",
-    "env": {},
-    "memory_mb": 128,
-    "timeout_s": 30,
-    "concurrency": 10,
-}

@@ -9,15 +9,9 @@ from pathlib import Path
 import pytest
 
 from headrace import wire
-from shim_kit import PATIENCE_S, Shim, Stream, loaded_shim, waiting_shim
+from shim_kit import Shim, Stream, loaded_shim, logged, waiting_shim
 
 LIMIT = 256 << 10
-
-
-async def logged(stream: Stream, text: str) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not any(text in log["text"] for log in stream.logs):
-            await asyncio.sleep(0.005)
 
 
 def lines(stream: Stream) -> list[str]:

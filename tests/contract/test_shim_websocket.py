@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from headrace import wire
-from shim_kit import PATIENCE_S, Shim, Stream, http_header, loaded_shim
+from shim_kit import Shim, Stream, http_header, loaded_shim, logged
 
 APP = """
 import asyncio, json
@@ -107,12 +107,6 @@ async def closed(stream: Stream) -> dict[str, Any]:
         pass
     assert frame.type == wire.WS_CLOSE, frame
     return wire.loads(frame.header)
-
-
-async def logged(stream: Stream, text: str) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not any(text in log["text"] for log in stream.logs):
-            await asyncio.sleep(0.005)
 
 
 def lines(stream: Stream) -> list[str]:

@@ -20,7 +20,7 @@ from headrace.drivers import containers, sandbox
 from headrace.drivers.base import BuildSpec
 from headrace.drivers.containers import Output
 from headrace.drivers.engine import Engine
-from headrace.drivers.install import Lines, check_size, dependencies_of, package_source, until_too_large
+from headrace.drivers.install import Lines, check_size, dependencies_of, package_source, took_too_long, until_too_large
 from headrace.drivers.procfs import process_tag
 from headrace.errors import BuildFailed
 from headrace.runtimes import Dependencies
@@ -90,9 +90,7 @@ class DockerBuilds:
                     lines.feed(data)
             lines.end()
         except TimeoutError:
-            raise BuildFailed(
-                f"installing the dependencies took longer than {spec.timeout_s:g} s. Last words: {lines.reason()}"
-            ) from None
+            raise took_too_long(spec, lines) from None
         finally:
             measuring.cancel()
         return await self._engine.call(f"building {spec.id}", lambda client: containers.final_state(client, name))

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headrace import runtimes
-from headrace.drivers.base import InstanceSpec
+from headrace.drivers.base import BuildSpec, InstanceSpec
 from headrace.errors import BuildFailed, SettingsError
 from headrace.runtimes import Dependencies, Runtime
 from headrace.settings import Settings
@@ -137,6 +137,13 @@ class Lines:
             line = line.replace(address, _SHOWN)
         self._last.append(line)
         self._on_line(line)
+
+
+def took_too_long(spec: BuildSpec, lines: Lines) -> BuildFailed:
+    """The error of an installer that ran out of time."""
+    return BuildFailed(
+        f"installing the dependencies took longer than {spec.timeout_s:g} s. Last words: {lines.reason()}"
+    )
 
 
 def show_layer(spec: InstanceSpec, layer: str) -> None:

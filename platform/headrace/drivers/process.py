@@ -26,7 +26,15 @@ from typing import Any
 
 from headrace import runtimes
 from headrace.drivers.base import BuildSpec, EngineInfo, InstanceSpec, InstanceStatus
-from headrace.drivers.install import Lines, check_size, dependencies_of, package_source, show_layer, until_too_large
+from headrace.drivers.install import (
+    Lines,
+    check_size,
+    dependencies_of,
+    package_source,
+    show_layer,
+    took_too_long,
+    until_too_large,
+)
 from headrace.drivers.procfs import start_time
 from headrace.errors import BuildFailed, EngineUnavailable, Invalid, SettingsError
 from headrace.runtimes import Runtime
@@ -130,9 +138,7 @@ class ProcessDriver:
             async with asyncio.timeout(spec.timeout_s):
                 await _read_out(installer, lines)
         except TimeoutError:
-            raise BuildFailed(
-                f"installing the dependencies took longer than {spec.timeout_s:g} s. Last words: {lines.reason()}"
-            ) from None
+            raise took_too_long(spec, lines) from None
         finally:
             measuring.cancel()
             if installer.returncode is None:

@@ -74,8 +74,8 @@ class Fleet:
 
     def lost(self, instance: Instance) -> None:
         """The connection of `instance` ended."""
-        if instance.state is InstanceState.READY and instance.version is not None:
-            keeper = self._keepers.get(instance.version.id)
+        if instance.state is InstanceState.READY:
+            keeper = self._keeper_of(instance)
             if keeper is not None:
                 keeper.lost(instance)
             else:  # of a version that was deleted while this one had calls
@@ -86,10 +86,9 @@ class Fleet:
     def late(self, instance_id: str) -> None:
         """A call of this instance ran out of time."""
         instance = self._yard.running.get(instance_id)
-        if instance is not None and instance.version is not None:
-            keeper = self._keepers.get(instance.version.id)
-            if keeper is not None:
-                keeper.late(instance_id)
+        keeper = self._keeper_of(instance) if instance is not None else None
+        if keeper is not None:
+            keeper.late(instance_id)
 
     # -- life
 
@@ -162,6 +161,9 @@ class Fleet:
         await self._yard.load(instance, version)
         return instance
 
+    def _keeper_of(self, instance: Instance) -> Keeper | None:
+        return self._keepers.get(instance.version.id) if instance.version is not None else None
+
     async def _adopt(
         self, instance: Instance, version_id: int | None, keeper_of: Callable[[int], Keeper | None]
     ) -> None:
@@ -171,15 +173,13 @@ class Fleet:
         assert instance.link is not None
         loaded = bool(instance.link.hello.get("loaded"))
         keeper = keeper_of(version_id) if version_id is not None else None
-        if instance.link.lost:
-            await self._yard.stop(instance, 0)
-            self.recovery.removed += 1
-        elif keeper is not None and loaded:
+        lost = instance.link.lost
+        if keeper is not None and loaded and not lost:
             self._yard.resume(instance, keeper.version)
             keeper.enlist(instance)
             keeper.wake()
             self.recovery.adopted += 1
-        elif version_id is None and not loaded:
+        elif version_id is None and not loaded and not lost:
             self._shelf.put(instance)
             self.recovery.shelved += 1
         else:

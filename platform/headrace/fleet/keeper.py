@@ -74,9 +74,8 @@ class Keeper:
 
     async def ready(self) -> str:
         """Wait until an instance is ready; the kind of its handler. Raises why none can start."""
-        for instance in self._instances.values():
-            if instance.member is not None and not instance.member.draining:
-                return instance.handler_kind
+        for instance in self._serving:
+            return instance.handler_kind
         waiting: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._wanted_ready.append(waiting)
         self._retry_at = 0.0  # somebody asks: try at once, whatever failed before
@@ -111,8 +110,8 @@ class Keeper:
     def late(self, name: str) -> None:
         """A call of this instance ran out of time: nobody knows what its code still does, so it is replaced."""
         instance = self._instances.get(name)
-        if instance is not None and instance.member is not None and not instance.member.draining:
-            self.pool.drain(instance.member)
+        if instance is not None:
+            self._drain(instance)
 
     @property
     def worth(self) -> float | None:
@@ -143,9 +142,8 @@ class Keeper:
         self._retired = True
         self.pool.shut(why, float("inf"))
         self._fail(why)
-        for instance in self.instances:
-            if instance.member is not None and not instance.member.draining:
-                self.pool.drain(instance.member)
+        for instance in self._serving:
+            self._drain(instance)
 
     async def finished(self) -> None:
         """Wait until a retired version has no instance any more."""
@@ -181,7 +179,7 @@ class Keeper:
                 self._stop(instance)
         if self._retired:
             return None
-        serving = [i for i in self._instances.values() if i.member is not None and not i.member.draining]
+        serving = self._serving
         have = len(serving) + self._starting
         scale = scaler.scale(self._observe(now), self.version.config, have)
         wanted = max(scale.wanted, 1 if self._wanted_ready else 0)
@@ -218,11 +216,11 @@ class Keeper:
         for name in scaler.surplus(idle, len(serving), max(scale.wanted, floor), config.idle_s):
             self._stop(self._instances[name])
             del idle[name]
-        left = [i for i in serving if i.member is not None and not i.member.draining]
+        left = self._serving
         if now - self._grown_at >= max(scaler.STABLE_S, config.idle_s):
             left.sort(key=lambda i: i.member.in_flight if i.member is not None else 0)
             for instance in left[: max(0, len(left) - scale.most)]:
-                self.pool.drain(instance.member)
+                self._drain(instance)
         for name, seconds in idle.items():
             if seconds >= _FREEZE_S:
                 self._rest(self._instances[name])
@@ -242,8 +240,7 @@ class Keeper:
                 await self._yard.freeze(instance)
             except errors.HeadraceError as error:
                 logger.warning("instance %s may be paused or not and is replaced: %s", instance.id, error.detail)
-                if instance.member is not None:
-                    self.pool.drain(instance.member)
+                self._drain(instance)
 
     async def _thaw(self, instance: Instance) -> None:
         async with instance.pausing:
@@ -253,9 +250,18 @@ class Keeper:
                 await self._yard.thaw(instance)
             except errors.HeadraceError as error:
                 logger.warning("instance %s could not be thawed and is replaced: %s", instance.id, error.detail)
-                self.pool.drain(instance.member)
+                self._drain(instance)
             else:
                 self.pool.thaw(instance.member)
+
+    @property
+    def _serving(self) -> list[Instance]:
+        """Instances that calls may go to, frozen ones too."""
+        return [i for i in self._instances.values() if i.member is not None and not i.member.draining]
+
+    def _drain(self, instance: Instance) -> None:
+        if instance.member is not None and not instance.member.draining:
+            self.pool.drain(instance.member)
 
     def _idle(self, instance: Instance) -> bool:
         member = instance.member
@@ -300,7 +306,7 @@ class Keeper:
         backoff = _BACKOFF_S[min(self._failures, len(_BACKOFF_S) - 1)]
         self._failures += 1
         self._retry_at = now + backoff
-        if not any(i.member and not i.member.draining for i in self._instances.values()):
+        if not self._serving:
             self.pool.shut(error, self._retry_at)
         logger.warning("%s cannot start, next try in %g s: %s", self.version, backoff, error.detail)
 

@@ -96,8 +96,6 @@ class Invoker:
         except asyncio.CancelledError:
             call.failed(errors.ClientGone("the call was cancelled."))
             raise
-        except answer.Broken:
-            raise
         except Exception as error:  # a fault of our own: recorded as one, and the server answers 500
             call.failed(errors.HeadraceError(f"the gateway failed: {type(error).__name__}."))
             raise

@@ -171,8 +171,7 @@ class Pool:
         """
         if self._shut is not None and now < self._shut_until:
             raise self._shut.with_traceback(None)  # one error for many callers: it must not collect their frames
-        serves = any(member.serving for member in self.members.values())
-        if self.waiting >= (self.queue if serves else max(self.queue, 1)):
+        if self.waiting >= (self.queue or int(not any(member.serving for member in self.members.values()))):
             self.throttled += 1
             raise errors.QueueFull(
                 f"{self.waiting} calls already wait for this version; try again, or raise its queue or max_instances.",
