@@ -377,3 +377,41 @@ def test_instances_that_a_trickle_of_calls_would_keep_awake_for_ever_are_let_go(
         assert len(house.yard.up) == 1
 
     keeping(scenario)
+
+
+def test_an_instance_that_was_thawed_is_frozen_again_when_it_rests_again() -> None:
+    async def scenario(house: House) -> None:
+        name = await house.call(0.1)
+        for _ in range(3):
+            await asyncio.sleep(13)
+            assert house.yard.frozen == {name}
+            await house.call(0)
+            assert house.yard.frozen == set()
+
+    keeping(scenario, idle_s=300)
+
+
+def test_an_engine_that_hangs_over_a_thaw_is_asked_once() -> None:
+    async def scenario(house: House) -> None:
+        await house.call(0.1)
+        await asyncio.sleep(13)
+        asked = 0
+        thaw = house.yard.thaw
+
+        async def slowly(instance: Instance) -> None:
+            nonlocal asked
+            asked += 1
+            await asyncio.sleep(5)
+            await thaw(instance)
+
+        house.yard.thaw = slowly  # type: ignore[method-assign]
+        tasks = len(asyncio.all_tasks())
+        calls = [asyncio.ensure_future(house.call(0)) for _ in range(3)]
+        for _ in range(3):
+            await asyncio.sleep(1)
+            house.keeper.wake()
+        assert len(asyncio.all_tasks()) <= tasks + len(calls) + 1, "a look beside a thaw started another"
+        await asyncio.gather(*calls)
+        assert asked == 1
+
+    keeping(scenario, max_instances=1)

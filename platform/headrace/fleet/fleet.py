@@ -102,7 +102,7 @@ class Fleet:
             if remembered is not None:
                 adopting.append(self._adopt(*remembered, keeper_of))
         await asyncio.gather(*adopting)
-        report.removed = await self._yard.sweep()
+        report.removed += await self._yard.sweep()
         if any(asdict(report).values()):
             logger.info("recovered: %s", asdict(report))
         return report

@@ -45,6 +45,7 @@ class Keeper:
         self._instances: dict[str, Instance] = {}
         self._starting = 0
         self._stopping: set[str] = set()
+        self._thawing: set[str] = set()
         self._wanted_ready: list[asyncio.Future[str]] = []
         self._clock = clock
         self._used_at = clock.now
@@ -186,7 +187,9 @@ class Keeper:
         frozen = [i for i in serving if i.member is not None and i.member.frozen]
         needed = max(wanted - have + len(frozen), 1 if self.pool.waiting else 0)
         for instance in frozen[:needed]:
-            self._tasks.spawn(self._thaw(instance), f"thaw {instance.id}")
+            if instance.id not in self._thawing:
+                self._thawing.add(instance.id)
+                self._tasks.spawn(self._thaw(instance), f"thaw {instance.id}")
         missing = min(wanted - have, self.version.config.max_instances - self.have)
         if missing > 0:
             self._grown_at = now
@@ -243,16 +246,18 @@ class Keeper:
                 self._drain(instance)
 
     async def _thaw(self, instance: Instance) -> None:
-        async with instance.pausing:
-            if instance.member is None or not instance.member.frozen or instance.member.draining:
-                return
-            try:
+        try:
+            async with instance.pausing:
+                if instance.member is None or not instance.member.frozen or instance.member.draining:
+                    return
                 await self._yard.thaw(instance)
-            except errors.HeadraceError as error:
-                logger.warning("instance %s could not be thawed and is replaced: %s", instance.id, error.detail)
-                self._drain(instance)
-            else:
                 self.pool.thaw(instance.member)
+        except errors.HeadraceError as error:
+            logger.warning("instance %s could not be thawed and is replaced: %s", instance.id, error.detail)
+            self._drain(instance)
+        finally:
+            self._thawing.discard(instance.id)
+            self.wake()  # it rests no more, so it is to be looked at again before idle_s is over
 
     @property
     def _serving(self) -> list[Instance]:
