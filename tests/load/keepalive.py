@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, count
 
 from headrace.fleet.scaler import surplus
-from headrace.fleet.worth import Clock, worth
+from headrace.fleet.worth import worth
 
 DAY_S = 86_400.0
 LONGEST_S = 86_400.0  # the longest `idle_s` that a version may have
@@ -151,25 +151,25 @@ class _Instance:
 
 @dataclass(slots=True, eq=False)
 class _Version:
-    """The instances of one function; `used_at`: the clock when it was last called."""
+    """The instances of one function."""
 
     kind: Kind
     instances: dict[str, _Instance] = field(default_factory=dict)
-    used_at: float = 0.0
 
     def free(self) -> _Instance | None:
         """The busiest instance with a free slot, so that the others may fall idle."""
         free = [i for i in self.instances.values() if i.in_flight < _CONCURRENCY]
         return max(free, key=lambda i: i.in_flight, default=None)
 
-    def idlest(self) -> str | None:
-        """The name of the instance that has been idle longest."""
+    def idlest(self) -> _Instance | None:
+        """The instance that has been idle longest."""
         idle = [i for i in self.instances.values() if not i.in_flight]
-        return min(idle, key=lambda i: i.idle_since).name if idle else None
+        return min(idle, key=lambda i: i.idle_since, default=None)
 
-    def worth(self) -> float:
+    def worth(self, idle_s: float) -> float:
+        """Of an instance that has been idle for so long."""
         calls = sum(i.served for i in self.instances.values())
-        return worth(self.used_at, calls, self.kind.start_ms, self.kind.memory_mb)
+        return worth(idle_s, calls, self.kind.start_ms, self.kind.memory_mb)
 
 
 _Then = Callable[[_Version, _Instance], None]
@@ -183,7 +183,6 @@ class _Node:
         self._versions = [_Version(kind) for kind in trace.kinds]
         self._idle_s = idle_s
         self._budget_mb = budget_mb
-        self._clock = Clock()
         self._numbers = count()
         self._events: list[tuple[float, int, _Then, _Version, _Instance]] = []
         self._now = self._mb_seconds = self._start_s = 0.0
@@ -216,7 +215,6 @@ class _Node:
     # -- what happens
 
     def _call(self, version: _Version) -> None:
-        version.used_at = self._clock.now
         instance = version.free() or self._start(version)
         if instance is None:
             self._refused += 1
@@ -258,10 +256,9 @@ class _Node:
         """Give up idle instances, least worth first, until so much more fits; False: the rest is busy."""
         while self._used_mb + memory_mb > self._budget_mb:
             full = (version for version in self._versions if version.instances)
-            idle = [(version.worth(), version, name) for version in full if (name := version.idlest())]
+            idle = [(v.worth(self._now - i.idle_since), v, i.name) for v in full if (i := v.idlest())]
             if not idle:
                 return False
-            least, version, name = min(idle, key=lambda found: found[0])
-            self._clock.gave_up(least)
+            _, version, name = min(idle, key=lambda found: found[0])
             self._stop(version, name)
         return True

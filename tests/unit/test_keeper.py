@@ -13,7 +13,6 @@ import virtual_time
 from headrace import errors
 from headrace.fleet.instance import Instance, Kind
 from headrace.fleet.keeper import Keeper
-from headrace.fleet.worth import Clock
 from headrace.gateway.pool import Member, Pool, Waiter
 from headrace.model import InstanceState, Version, VersionConfig, VersionState
 
@@ -83,7 +82,7 @@ class House:
         self.active: set[Pool] = set()
         self.pool = Pool(wanted.queue, "least-loaded", self.active)
         yard: Any = self.yard
-        self.keeper = Keeper(version, self.pool, yard, self.yard.obtain, Clock())
+        self.keeper = Keeper(version, self.pool, yard, self.yard.obtain)
         self.ticker = asyncio.ensure_future(self._tick())
 
     async def _tick(self) -> None:

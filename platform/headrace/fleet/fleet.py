@@ -19,7 +19,6 @@ from headrace.fleet.instance import Instance, Kind
 from headrace.fleet.keeper import Keeper
 from headrace.fleet.ports import Pool, Switchboard
 from headrace.fleet.shelf import Shelf
-from headrace.fleet.worth import Clock
 from headrace.fleet.yard import DEFAULTS, LogOf, Yard
 from headrace.model import InstanceState, Version
 from headrace.settings import Settings
@@ -48,7 +47,6 @@ class Fleet:
         self._yard = Yard(driver, switchboard, settings, log_of)
         self._shelf = Shelf(self._yard, settings.prewarm, self._shelf_may_grow, self.lost, self._tasks)
         self._memory_mb = settings.instance_memory_mb or _three_quarters_of_the_machine()
-        self._clock = Clock()
         self._keepers: dict[int, Keeper] = {}
         self.recovery = Recovery()
 
@@ -58,7 +56,7 @@ class Fleet:
         """The keeper of `version`, new with `pool` when it has none."""
         keeper = self._keepers.get(version.id)
         if keeper is None:
-            keeper = Keeper(version, pool, self._yard, self._obtain, self._clock)
+            keeper = Keeper(version, pool, self._yard, self._obtain)
             self._keepers[version.id] = keeper
         return keeper
 
@@ -237,8 +235,7 @@ class Fleet:
                         retry_after_s=1,
                     )
                 if idle and not coming:
-                    least, keeper = min(idle, key=lambda pair: pair[0])
-                    self._clock.gave_up(least)
+                    _, keeper = min(idle, key=lambda pair: pair[0])
                     keeper.evict()
                 await asyncio.sleep(0.02)
 

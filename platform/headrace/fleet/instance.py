@@ -113,6 +113,7 @@ class Instance:
             "memory_mb": self.memory_mb,
             "cpus": self.cpus,
             "version": self.version.id if self.version else None,
+            "start_ms": self.start_ms,
         }
         path = self._note(self.directory)
         fresh = path.with_suffix(".new")
@@ -130,7 +131,9 @@ class Instance:
         try:
             note: dict[str, Any] = json.loads(Instance._note(run_dir / "i" / id).read_text())
             kind = Kind(note["runtime"], note["network"], note["layer"])
-            return Instance(kind, note["memory_mb"], note["cpus"], run_dir, id), note["version"]
+            instance = Instance(kind, note["memory_mb"], note["cpus"], run_dir, id)
+            instance.start_ms = note.get("start_ms", 0.0)  # notes of earlier releases have none
+            return instance, note["version"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

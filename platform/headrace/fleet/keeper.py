@@ -16,7 +16,7 @@ from headrace.fleet import scaler
 from headrace.fleet.instance import Instance
 from headrace.fleet.ports import Pool
 from headrace.fleet.scaler import Demand, History, Scale
-from headrace.fleet.worth import Clock, worth
+from headrace.fleet.worth import worth
 from headrace.fleet.yard import Yard
 from headrace.model import Version
 from headrace.tasks import Tasks
@@ -35,7 +35,7 @@ Obtain = Callable[[Version], Awaitable[Instance]]
 
 
 class Keeper:
-    def __init__(self, version: Version, pool: Pool, yard: Yard, obtain: Obtain, clock: Clock) -> None:
+    def __init__(self, version: Version, pool: Pool, yard: Yard, obtain: Obtain) -> None:
         self.version = version
         self.pool = pool
         pool.on_demand = self.wake
@@ -47,8 +47,6 @@ class Keeper:
         self._stopping: set[str] = set()
         self._thawing: set[str] = set()
         self._wanted_ready: list[asyncio.Future[str]] = []
-        self._clock = clock
-        self._used_at = clock.now
         self._history = History()
         self._seen_at = self._grown_at = asyncio.get_running_loop().time()
         self._failures = 0
@@ -118,10 +116,11 @@ class Keeper:
     def worth(self) -> float | None:
         """What keeping the idlest instance is worth; None when none is idle or may be stopped."""
         idle = self._idlest()
-        if idle is None or len(self._instances) <= self._floor:
+        if idle is None or idle.member is None or len(self._instances) <= self._floor:
             return None
         calls = sum(i.member.served for i in self._instances.values() if i.member is not None)
-        return worth(self._used_at, calls, idle.start_ms, idle.memory_mb)
+        idle_s = asyncio.get_running_loop().time() - idle.member.idle_since
+        return worth(idle_s, calls, idle.start_ms, idle.memory_mb)
 
     def evict(self) -> None:
         """Stop the instance that has been idle longest, to make room."""
@@ -203,8 +202,6 @@ class Keeper:
 
     def _observe(self, now: float) -> Demand:
         call_seconds = self.pool.observe()
-        if call_seconds or self.pool.in_flight:
-            self._used_at = self._clock.now
         self._history.add(self._seen_at, now, call_seconds)
         self._seen_at = now
         average = self._history.average
