@@ -60,6 +60,9 @@ class Frame(NamedTuple):
     body: bytes
 
 
+_new_tuple = tuple.__new__  # what `Frame(...)` does, without the call in between
+
+
 def encode(type: int, stream: int = 0, header: bytes = b"", body: bytes = b"") -> bytes:
     """One frame as bytes. `header` is JSON already encoded (see `dumps`), or empty."""
     size = len(header)
@@ -124,7 +127,7 @@ class Decoder:
                 missing = next_at - end
                 break
             split = body_at + header_size
-            frames.append(Frame(type_, stream, data[body_at:split], data[split:next_at]))
+            frames.append(_new_tuple(Frame, (type_, stream, data[body_at:split], data[split:next_at])))
             offset = next_at
         if offset < end:
             self._parts.append(data[offset:])

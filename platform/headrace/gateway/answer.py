@@ -7,35 +7,54 @@ begun raises `Broken`, which the server answers by cutting the connection, so th
 from __future__ import annotations
 
 import re
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import orjson
 
 from headrace import errors
 from headrace.gateway.call import Call, Headers, Send
-from headrace.gateway.link import Stream
+from headrace.gateway.link import Stream, parse
 
 HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade")
 )
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
+_COMMON = 256  # bytes: functions answer with the same few short heads again and again
 
 
-async def reply(call: Call, send: Send, header: dict[str, Any], body: bytes) -> None:
-    status, headers = head(call, header)
-    if call.method != "HEAD":
-        headers = [pair for pair in headers if pair[0] != b"content-length"]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    call.status, call.answering = status, True
+class Head(NamedTuple):
+    """Status and headers of an answer, fit for HTTP; `headers` without a length, which the server knows of a whole one.
+
+    `length` is the function's own Content-Length. `failure` is the `e` of a REPLY: the function failed after making
+    this answer, or, when `answers` is False, instead of it.
+    """
+
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+    length: tuple[tuple[bytes, bytes], ...]
+    failure: Any
+    answers: bool
+
+
+async def reply(call: Call, send: Send, head: Head, body: bytes) -> None:
+    """Send a whole answer."""
     call.bytes_out = len(body)
-    await send({"type": "http.response.body", "body": b"" if call.method == "HEAD" else body})
+    headers = [*head.headers, *own_headers(call)]
+    if call.method == "HEAD":
+        headers += head.length
+        body = b""
+    await send({"type": "http.response.start", "status": head.status, "headers": headers})
+    call.status, call.answering = head.status, True
+    await send({"type": "http.response.body", "body": body})
 
 
-async def relay(call: Call, stream: Stream, send: Send, header: dict[str, Any]) -> None:
-    status, headers = head(call, header)
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    call.status, call.answering = status, True
+async def relay(call: Call, stream: Stream, send: Send, head: Head) -> None:
+    """Send a streamed answer as its pieces come."""
+    headers = [*head.headers, *head.length, *own_headers(call)]
+    await send({"type": "http.response.start", "status": head.status, "headers": headers})
+    call.status, call.answering = head.status, True
     async for frame in stream.frames():
         if call.method != "HEAD":
             call.bytes_out += len(frame.body)
@@ -47,32 +66,41 @@ async def relay(call: Call, stream: Stream, send: Send, header: dict[str, Any]) 
         call.failed(stream.failure)
 
 
-def head(call: Call, header: dict[str, Any]) -> tuple[int, Headers]:
-    """Status and headers for the caller. The instance is not trusted: what HTTP can't carry is a function error."""
-    status = header.get("s", 200)
+def read_head(header: bytes) -> Head:
+    """The header of a REPLY or HEAD. Raises `wire.ProtocolError`, `FunctionError` for what HTTP can't carry."""
+    return _common_head(header) if len(header) <= _COMMON else _head(header)
+
+
+def _head(header: bytes) -> Head:
+    fields = parse(header)
+    failure, answers = fields.get("e"), "s" in fields or "e" not in fields
+    status = fields.get("s", 200)
     if type(status) is not int or not 200 <= status <= 599:
         raise errors.FunctionError(f"the answer's status {status!r} is not a number from 200 to 599.")
     headers: Headers = []
+    length: Headers = []
     try:
-        for name, value in header.get("h", ()):
+        for name, value in fields.get("h", ()):
             raw = name.lower().encode("ascii")
             if raw in HOP or raw.startswith(b"headrace-"):
                 continue
             text = value.encode("latin-1")
             if not _TOKEN.fullmatch(raw) or not _VALUE.fullmatch(text):
                 raise ValueError(name)
-            headers.append((raw, text))
+            (length if raw == b"content-length" else headers).append((raw, text))
     except (ValueError, TypeError, AttributeError):
         raise errors.FunctionError("the answer has a header that HTTP cannot carry.") from None
-    headers += own_headers(call)
-    return status, headers
+    return Head(status, tuple(headers), tuple(length), failure, answers)
+
+
+_common_head = lru_cache(maxsize=1024)(_head)
 
 
 def own_headers(call: Call) -> Headers:
     """What Headrace adds to every answer."""
-    headers = [(b"headrace-invocation", call.id.encode()), (b"server-timing", call.timing().encode())]
+    headers = [(b"headrace-invocation", call.id.encode()), (b"server-timing", call.timing())]
     if call.runnable is not None:
-        headers.append((b"headrace-version", b"%d" % call.runnable.version.number))
+        headers.append(call.runnable.version_header)
     return headers
 
 

@@ -39,7 +39,11 @@ Policy = Callable[[Sequence[M], str | None], M]
 def least_loaded(members: Sequence[M], key: str | None) -> M:
     """The member with the fewest calls in flight."""
     if len(members) <= _SCAN:
-        return min(members, key=_load)
+        least = members[0]
+        for member in members:
+            if member.in_flight < least.in_flight:
+                least = member
+        return least
     first, second = random.sample(members, 2)
     return first if first.in_flight <= second.in_flight else second
 
@@ -73,10 +77,6 @@ def policy(name: Balancing) -> Policy[M]:
         "hash": by_hash,
     }
     return policies[name]
-
-
-def _load(member: Candidate) -> int:
-    return member.in_flight
 
 
 def _load_per_cpu(member: Candidate) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -54,13 +53,13 @@ class Call:
         "status",
     )
 
-    def __init__(self, id: str, method: str, path: str, monotonic: Callable[[], float]) -> None:
+    def __init__(self, id: str, started_at: float, method: str, path: str, monotonic: Callable[[], float]) -> None:
         self.id = id
         self.method = method
         self.path = path
         self.prefix = ""
         self.monotonic = monotonic
-        self.started_at = time.time()
+        self.started_at = started_at
         self.sent_at = 0.0  # monotonic; 0 until the frame is written
         self.queue_ms = 0.0
         self.start_ms = 0.0
@@ -79,11 +78,12 @@ class Call:
         self.outcome = _OUTCOMES.get(error.code, "platform_error" if error.fault == "platform" else "rejected")
         self.error = error.ids.get("error") or {"type": error.code, "message": error.detail, "stack": ""}
 
-    def timing(self) -> str:
+    def timing(self) -> bytes:
         """The Server-Timing value so far: milliseconds queued, starting (when cold) and running."""
         run = (self.monotonic() - self.sent_at) * 1000 if self.sent_at else 0.0
-        start = f", start;dur={self.start_ms:.2f}" if self.start_ms else ""
-        return f"queue;dur={self.queue_ms:.2f}{start}, run;dur={run:.2f}"
+        if self.start_ms:
+            return b"queue;dur=%.2f, start;dur=%.2f, run;dur=%.2f" % (self.queue_ms, self.start_ms, run)
+        return b"queue;dur=%.2f, run;dur=%.2f" % (self.queue_ms, run)
 
 
 async def gone(receive: Receive) -> None:

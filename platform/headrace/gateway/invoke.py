@@ -22,7 +22,7 @@ from headrace.gateway import link as links
 from headrace.gateway.access import Gatekeeper
 from headrace.gateway.call import PATIENCE_S, Call, Receive, Scope, Send, gone
 from headrace.gateway.pool import Member, Waiter
-from headrace.gateway.routes import Route, Routes, Runnable
+from headrace.gateway.routes import Route, Routes
 from headrace.gateway.upload import Upload, feed
 
 _LONGEST_WAIT = 60.0  # seconds in the queue; a version's own timeout_s may make it shorter
@@ -63,12 +63,11 @@ class Invoker:
         self._salt = os.urandom(3).hex()
         self._ids = count()
 
-    def new_id(self) -> str:
-        """A new invocation id: 24 hex digits that sort by time (milliseconds, the process, a counter)."""
-        return f"{int(time.time() * 1000):011x}{self._salt}{next(self._ids) & 0xFFFFFFF:07x}"
-
     def begin(self, method: str, path: str) -> Call:
-        return Call(self.new_id(), method, path, self.monotonic)
+        """A call that begins now. Its id is 24 hex digits that sort by time: milliseconds, the process, a counter."""
+        now = time.time()
+        id = f"{int(now * 1000):011x}{self._salt}{next(self._ids) & 0xFFFFFFF:07x}"
+        return Call(id, now, method, path, self.monotonic)
 
     async def http(
         self, scope: Scope, receive: Receive, send: Send, *, spelling: str, rest: str, by_host: bool
@@ -85,9 +84,9 @@ class Invoker:
             self.gatekeeper.check(route, scope["headers"])
             call.runnable = route.choose(affinity(scope) if route.chooses else None)
             upload = Upload(scope, receive, self.max_body)
-            body = await upload.start()
+            body = b"" if upload.empty else await upload.start()
             call.bytes_in = len(body)
-            member = await self.slot(call, route, scope, None if upload.more else receive)
+            member = self.slot(call, route, scope) or await self.wait(call, None if upload.more else receive)
             stream = self.open(call, route, member, scope, body, **_MORE if upload.more else _WHOLE)
             await self._converse(call, stream, upload, receive, send)
         except errors.HeadraceError as error:
@@ -115,18 +114,20 @@ class Invoker:
 
     # -- slots
 
-    async def slot(self, call: Call, route: Route, scope: Scope, receive: Receive | None) -> Member:
-        """A reserved slot, noted in `call`: at once, or after a wait. `receive` tells when a waiting caller leaves.
+    def slot(self, call: Call, route: Route, scope: Scope) -> Member | None:
+        """A slot that is free now, reserved and noted in `call`; None: `wait` for one."""
+        assert call.runnable is not None
+        key = affinity(scope) if route.hashes else None
+        member = call.member = call.runnable.pool.take(key)
+        return member
+
+    async def wait(self, call: Call, receive: Receive | None) -> Member:
+        """A reserved slot, noted in `call`, after a wait in the queue. `receive` tells when the caller leaves.
 
         Raises `QueueFull`, `NoCapacity`, `ClientGone` or why no instance can start.
         """
         runnable = call.runnable
         assert runnable is not None
-        key = affinity(scope) if route.function.balancing == "hash" else None
-        member = call.member = runnable.pool.take(key)
-        return member if member is not None else await self._wait(call, runnable, receive)
-
-    async def _wait(self, call: Call, runnable: Runnable, receive: Receive | None) -> Member:
         began = self.monotonic()
         pool = runnable.pool
         granted: asyncio.Future[Member] = asyncio.get_running_loop().create_future()
@@ -203,7 +204,7 @@ class Invoker:
         kept_here = _PRIVATE if route.private else answer.HOP
         header = {
             "id": call.id,
-            "d": int(runnable.timeout_s * 1000),
+            "d": runnable.timeout_ms,
             "m": call.method,
             "r": call.prefix,
             "p": call.path,
@@ -229,18 +230,17 @@ class Invoker:
             stream.receive = receive
         try:
             frame = await stream.answer
-            header = links.parse(frame.header)
-            failure = links.function_error(header["e"]) if "e" in header else None
-            if failure is not None and not (frame.type == wire.REPLY and "s" in header):
-                raise failure
+            head = answer.read_head(frame.header)
+            if head.failure is not None and (frame.type != wire.REPLY or not head.answers):
+                raise links.function_error(head.failure)
             if frame.type == wire.REPLY:
-                await answer.reply(call, send, header, frame.body)
-                if failure is not None:  # after an answer of its own, which stands
-                    call.failed(failure)
+                await answer.reply(call, send, head, frame.body)
+                if head.failure is not None:  # after an answer of its own, which stands
+                    call.failed(links.function_error(head.failure))
             elif frame.type == wire.HEAD:
                 # A late instance is ended by the gateway's ticker; here, a little later, a caller who does not read.
                 async with asyncio.timeout_at(stream.deadline + PATIENCE_S):
-                    await answer.relay(call, stream, send, header)
+                    await answer.relay(call, stream, send, head)
             else:
                 raise errors.FunctionError("the instance answered an HTTP call as if it were a WebSocket.")
         except wire.ProtocolError as error:

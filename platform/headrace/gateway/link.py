@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +27,8 @@ from headrace import errors, wire
 _GRANT = wire.WINDOW_SIZE // 4  # consumed bytes are granted back in pieces of at least this
 _MANY_FRAMES = 1_000  # frames of one stream that wait for its reader
 _MOST_MESSAGES = 10_000
-_REMEMBERED = 64  # ended streams whose late log lines still find their invocation
+_ANSWERS = frozenset((wire.REPLY, wire.HEAD, wire.WS_ACCEPT))  # an answer, or the start of one
+_REMEMBERED = 64  # ended streams, at most, whose late log lines still find their invocation
 
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]  # ASGI's
@@ -54,13 +55,15 @@ class Stream:
         "deadline",
         "failure",
         "id",
+        "invocation",
         "opened",
         "receive",
     )
 
-    def __init__(self, link: Link, id: int, opened: float, deadline: float) -> None:
+    def __init__(self, link: Link, id: int, invocation: str, opened: float, deadline: float) -> None:
         self._link = link
         self.id = id
+        self.invocation = invocation
         self.opened = opened  # monotonic, as the deadline
         self.deadline = deadline
         self.caller_slow = False  # true while its time goes by waiting for the caller, not for the function
@@ -146,15 +149,16 @@ class Stream:
     def take(self, frame: wire.Frame) -> None:
         """A frame of this stream has arrived (the link calls this)."""
         kind = frame.type
-        if kind == wire.WINDOW:
+        if kind in _ANSWERS:
+            if not self.answer.done():
+                self.answer.set_result(frame)
+                if kind == wire.REPLY:
+                    self.finish(True)
+        elif kind == wire.WINDOW:
             granted = wire.loads(frame.header).get("n")
             if isinstance(granted, int) and granted > 0:
                 self._window = min(self._window + granted, wire.WINDOW_SIZE)  # more was never asked for
                 _wake(self._room)
-        elif kind in (wire.REPLY, wire.HEAD, wire.WS_ACCEPT) and not self.answer.done():
-            self.answer.set_result(frame)
-            if kind == wire.REPLY:
-                self.finish(True)
         elif kind in (wire.BODY, wire.WS_MESSAGE):
             if kind == wire.BODY and frame.header:
                 frame = frame._replace(header=b"")
@@ -217,7 +221,7 @@ class Link(asyncio.Protocol):
         self._out: list[bytes] = []  # frames of this turn of the loop
         self._next = 0
         self._streams: dict[int, Stream] = {}
-        self._invocations: OrderedDict[int, str] = OrderedDict()
+        self._ended: list[tuple[int, str]] = [(0, "")] * _REMEMBERED  # streams and their invocations
         self._loaded: asyncio.Future[dict[str, Any]] | None = None
 
     # -- the life of the connection
@@ -243,11 +247,7 @@ class Link(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             for frame in self._decoder.feed(data):
-                if frame.type == wire.REPLY:
-                    stream = self._streams.get(frame.stream)
-                    if stream is not None:
-                        stream.take(frame)
-                elif frame.type == wire.LOG:
+                if frame.type == wire.LOG:
                     self._logged(frame)
                 elif frame.stream:
                     stream = self._streams.get(frame.stream)
@@ -274,7 +274,15 @@ class Link(asyncio.Protocol):
 
     def _logged(self, frame: wire.Frame) -> None:
         if self.log is not None:
-            self.log(self._invocations.get(frame.stream, ""), wire.loads(frame.header), frame.body)
+            self.log(self._invocation(frame.stream), wire.loads(frame.header), frame.body)
+
+    def _invocation(self, number: int) -> str:
+        """The invocation of a stream that is open or has ended lately; "" for any other."""
+        stream = self._streams.get(number)
+        if stream is not None:
+            return stream.invocation
+        remembered, invocation = self._ended[number % _REMEMBERED]
+        return invocation if remembered == number else ""
 
     # -- what the fleet asks
 
@@ -316,12 +324,8 @@ class Link(asyncio.Protocol):
     def call(self, invocation: str, header: bytes, body: bytes, opened: float, deadline: float) -> Stream:
         """Open a stream with a CALL frame. Times are monotonic. Nothing is written when the link is lost."""
         self._next += 1
-        stream = Stream(self, self._next, opened, deadline)
-        self._streams[stream.id] = stream
-        self._invocations[stream.id] = invocation
-        if len(self._invocations) > _REMEMBERED + len(self._streams):
-            self._invocations.popitem(last=False)
-        self.send(wire.CALL, stream.id, header, body)
+        stream = self._streams[self._next] = Stream(self, self._next, invocation, opened, deadline)
+        self.send(wire.CALL, self._next, header, body)
         if self._abandoned is not None:
             stream.finish(self._abandoned)
         return stream
@@ -329,17 +333,22 @@ class Link(asyncio.Protocol):
     def send(self, type: int, stream: int, header: bytes = b"", body: bytes = b"") -> None:
         if self._transport is not None and not self.lost:
             if not self._out:
-                self.loop.call_soon(self._flush)
+                self.loop.call_soon(self._flush if len(self._streams) < 2 else self._flush_soon)
             self._out.append(wire.encode(type, stream, header, body))
 
+    def _flush_soon(self) -> None:
+        """A busy link waits for one more turn of the loop: a write and a wake-up of the instance cost many frames."""
+        self.loop.call_soon(self._flush)
+
     def _flush(self) -> None:
-        """One write for all frames of this turn of the loop: a system call costs more than a frame."""
+        """One write for all frames that have gathered."""
         out, self._out = self._out, []
         if self._transport is not None and not self.lost:
             self._transport.write(out[0] if len(out) == 1 else b"".join(out))
 
     def ended(self, stream: Stream) -> None:
-        self._streams.pop(stream.id, None)
+        if self._streams.pop(stream.id, None) is not None:
+            self._ended[stream.id % _REMEMBERED] = stream.id, stream.invocation
 
     def overdue(self, now: float) -> list[Stream]:
         """The calls whose deadline has passed. A WebSocket has none."""

@@ -193,7 +193,8 @@ class Pool:
             self._blame(member, now)
         else:
             member._failures = 0
-        self._offer(member)
+        if self._waiters or member._at < 0:
+            self._offer(member)
         if not member.in_flight:
             member.idle_since = now
             if member.draining:
@@ -263,7 +264,8 @@ class Pool:
         member.in_flight += 1
         member.served += 1
         self.in_flight += 1
-        self._peak = max(self._peak, self.in_flight)
+        if self.in_flight > self._peak:  # noqa: PLR1730 - on the path of every call
+            self._peak = self.in_flight
         if self._resting:
             self._wake()
         if member.in_flight >= member.capacity:

@@ -30,25 +30,24 @@ class Runnable:
     version: Version
     pool: Pool
     timeout_s: float
+    timeout_ms: int
+    version_header: tuple[bytes, bytes]
 
 
 class Route:
     """What one spelling stands for: one version, or a weighted choice of several."""
 
-    __slots__ = ("_choices", "_ends", "function", "prefix", "private", "runnable")
+    __slots__ = ("_choices", "_ends", "chooses", "function", "hashes", "prefix", "private", "runnable")
 
     def __init__(self, function: Function, prefix: str, choices: list[tuple[Runnable, int]]) -> None:
         self.function = function
         self.prefix = prefix  # path of the function's root, without a trailing slash
         self.private = function.access == "private"
+        self.hashes = function.balancing == "hash"
         self.runnable = choices[0][0] if len(choices) == 1 else None
+        self.chooses = self.runnable is None and function.sticky  # each caller stays with its version
         self._choices = [runnable for runnable, _ in choices]
         self._ends = list(accumulate(weight for _, weight in choices))
-
-    @property
-    def chooses(self) -> bool:
-        """True when callers are split and the function wants each to stay with its version."""
-        return self.runnable is None and self.function.sticky
 
     def choose(self, key: str | None) -> Runnable:
         """The version for this call, by weight; the same one for the same `key`."""
@@ -145,7 +144,9 @@ class Routes:
                 f"version {number} of {target.function.name!r} does not exist or is not ready.",
                 function=target.function.name,
             )
-        return Runnable(version, self._pool_of(target, version), version.config.timeout_s)
+        timeout_s = version.config.timeout_s
+        header = (b"headrace-version", b"%d" % number)
+        return Runnable(version, self._pool_of(target, version), timeout_s, int(timeout_s * 1000), header)
 
     def _forget(self, function: Function) -> None:
         for spelling in self._spelt.pop(function.id, ()):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings, HTTP2Settings
@@ -50,23 +51,17 @@ class Gateway:
         self._server: Server | None = None
         self._serving: asyncio.Task[None] | None = None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        kind = scope["type"]
-        if kind not in ("http", "websocket"):
-            return
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
+        """The ASGI application. No coroutine of its own stands between the server and the call."""
+        http = scope["type"] == "http"
         try:
             spelling, rest, by_host = self._where(scope)
         except errors.HeadraceError as error:
-            if kind == "http":
-                await problem(send, error)
-            else:
-                await websocket.refuse(send, error)
-            return
-        if kind == "http":
-            await self._invoker.http(scope, receive, send, spelling=spelling, rest=rest, by_host=by_host)
-        else:
-            call = self._invoker.begin("GET", rest)
-            await websocket.serve(self._invoker, call, scope, receive, send, spelling=spelling, by_host=by_host)
+            return problem(send, error) if http else websocket.refuse(send, error)
+        if http:
+            return self._invoker.http(scope, receive, send, spelling=spelling, rest=rest, by_host=by_host)
+        call = self._invoker.begin("GET", rest)
+        return websocket.serve(self._invoker, call, scope, receive, send, spelling=spelling, by_host=by_host)
 
     def _where(self, scope: Scope) -> tuple[str, str, bool]:
         """The function's spelling, the path behind it as sent, and whether the host named it (its root is `/` then)."""

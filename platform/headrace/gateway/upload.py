@@ -14,31 +14,32 @@ _BODILESS = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))  # HTTP/2 requests of
 
 
 class Upload:
-    """A request body: whole when it is small, else in pieces that are read as the instance takes them."""
+    """A request body: whole when it is small, else in pieces that are read as the instance takes them.
 
-    __slots__ = ("_limit", "_pending", "_scope", "_size", "more", "receive")
+    `announced`: its Content-Length; None when there is none, and `empty` when there is no body either.
+    """
+
+    __slots__ = ("_limit", "_pending", "_size", "announced", "empty", "more", "receive")
 
     def __init__(self, scope: Scope, receive: Receive, limit: int) -> None:
-        self._scope = scope
         self.receive = receive
         self._limit = limit
         self._size = 0
         self._pending: list[bytes] = []
         self.more = False
+        self.announced: int | None = None
+        chunked = scope["http_version"] != "1.1"
+        for name, value in scope["headers"]:
+            if name == b"content-length":
+                self.announced = int(value)
+            elif name == b"transfer-encoding":
+                chunked = True
+        self.empty = self.announced is None and not (chunked and scope["method"] not in _BODILESS)
 
     async def start(self) -> bytes:
         """The whole body, or nothing with `more` set. Raises `TooLarge`, `ClientGone`."""
-        announced = None
-        chunked = self._scope["http_version"] != "1.1"
-        for name, value in self._scope["headers"]:
-            if name == b"content-length":
-                announced = int(value)
-            elif name == b"transfer-encoding":
-                chunked = True
-        if announced is None and not (chunked and self._scope["method"] not in _BODILESS):
-            return b""
-        if announced is not None and announced > self._limit:
-            raise self._too_large(announced)
+        if self.announced is not None and self.announced > self._limit:
+            raise self._too_large(self.announced)
         try:
             async with asyncio.timeout(_BODY_S):
                 while await self._read() and self._size <= wire.INLINE:

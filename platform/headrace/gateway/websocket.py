@@ -8,11 +8,10 @@ stream's windows in both directions, so neither a slow browser nor a slow functi
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from headrace import errors, wire
 from headrace.gateway import link as links
-from headrace.gateway.answer import head, problem_of
+from headrace.gateway.answer import own_headers, problem_of, read_head
 from headrace.gateway.call import Call, Receive, Scope, Send
 from headrace.gateway.invoke import Invoker, affinity
 
@@ -36,7 +35,7 @@ async def serve(
         call.prefix = "" if by_host else route.prefix
         invoker.gatekeeper.check(route, scope["headers"])
         call.runnable = route.choose(affinity(scope) if route.chooses else None)
-        member = await invoker.slot(call, route, scope, None)
+        member = invoker.slot(call, route, scope) or await invoker.wait(call, None)
         stream = invoker.open(call, route, member, scope, b"", ws=True)
         invoker.sockets.add(stream)
         try:
@@ -78,11 +77,10 @@ async def _converse(call: Call, stream: links.Stream, timeout_s: float, receive:
     except TimeoutError:
         stream.close("timeout")
         raise errors.TimedOut("the function did not accept the socket within timeout_s.") from None
-    header = links.parse(frame.header)
     if frame.type != wire.WS_ACCEPT:
-        await _denied(call, frame.type, header, frame.body, send)
+        await _denied(call, frame, send)
         return
-    chosen = header.get("sp")
+    chosen = links.parse(frame.header).get("sp")
     await send({"type": "websocket.accept", "subprotocol": chosen if isinstance(chosen, str) else None, "headers": []})
     call.status, call.answering = 101, True
     loop = asyncio.get_running_loop()
@@ -101,15 +99,16 @@ async def _converse(call: Call, stream: links.Stream, timeout_s: float, receive:
         up.result()
 
 
-async def _denied(call: Call, kind: int, header: dict[str, Any], body: bytes, send: Send) -> None:
-    if "e" in header:
-        raise links.function_error(header["e"])
-    if kind != wire.REPLY:
+async def _denied(call: Call, frame: wire.Frame, send: Send) -> None:
+    head = read_head(frame.header)
+    if head.failure is not None:
+        raise links.function_error(head.failure)
+    if frame.type != wire.REPLY:
         raise errors.FunctionError("the instance answered an upgrade with a stream.")
-    status, headers = head(call, header)
-    await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
-    call.status, call.answering = status, True
-    await send({"type": "websocket.http.response.body", "body": body})
+    headers = [*head.headers, *head.length, *own_headers(call)]
+    await send({"type": "websocket.http.response.start", "status": head.status, "headers": headers})
+    call.status, call.answering = head.status, True
+    await send({"type": "websocket.http.response.body", "body": frame.body})
 
 
 async def _from_client(call: Call, stream: links.Stream, receive: Receive) -> None:
