@@ -169,7 +169,7 @@ class House:
             look_again=self._look_again,
             monotonic=_now,
         )
-        self.gateway = Gateway(self.invoker, self.active, self._late)
+        self.gateway = Gateway(self.invoker, self.active, self._late, self.settings)
         self._wanted = VersionConfig(**{"concurrency": 2, "max_instances": 3, "timeout_s": 5, "idle_s": 30, **config})
         code = self.settings.code_dir("d")
         code.mkdir(parents=True)

@@ -94,6 +94,12 @@ class Conflict(CallerError):
     code, status, title = "conflict", 409, "Conflict"
 
 
+class RequestTimeout(CallerError):
+    """The request's body did not arrive in time."""
+
+    code, status, title = "request_timeout", 408, "Request not finished in time"
+
+
 class TooLarge(CallerError):
     """The body is over the limit."""
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvloop
 
-from headrace import errors, runtimes
+from headrace import errors, runtimes, tls
 from headrace import settings as knobs
 from headrace.clock import Clock, SystemClock
 from headrace.model import DEFAULT_RUNTIME, check_name
@@ -117,6 +117,8 @@ async def control(settings: Settings, clock: Clock) -> None:
     from headrace.store.tokens import Tokens
     from headrace.store.versions import Versions
 
+    if settings.tls_cert:
+        tls.check(settings.tls_cert, settings.tls_key)
     database = Database(settings.database)
     wake = wake_of(settings)
     functions, versions = Functions(database, clock), Versions(database, clock)
@@ -141,6 +143,10 @@ async def control(settings: Settings, clock: Clock) -> None:
             create_app(services),
             host=settings.host,
             port=settings.control_port,
+            ssl_certfile=settings.tls_cert or None,
+            ssl_keyfile=settings.tls_key or None,
+            proxy_headers=bool(settings.proxies),
+            forwarded_allow_ips=[str(network) for network in settings.proxies],
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=5,

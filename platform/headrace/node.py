@@ -82,9 +82,10 @@ class Node:
             self._recorder.invocation,
             id,
             max_body=settings.max_body_mb << 20,
+            body_timeout_s=settings.body_timeout_s,
             look_again=self._look_again,
         )
-        self._gateway = Gateway(self._invoker, self._active, self._late, settings.base_domain)
+        self._gateway = Gateway(self._invoker, self._active, self._late, settings)
         self._peer = PeerServer(
             settings.run_dir / "node.sock",
             {
@@ -119,7 +120,7 @@ class Node:
         await self._driver.check()
         await self._fleet.recover(self._keeper_of)
         self._fleet.start()
-        await self._gateway.start(self._settings.host, self._settings.port)
+        await self._gateway.start()
         self._serving = True
         for name, work in (
             ("recorder", self._recorder.run()),

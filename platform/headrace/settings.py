@@ -6,6 +6,7 @@ import hashlib
 import re
 import tempfile
 from collections.abc import Collection, Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -36,13 +37,21 @@ class Settings(BaseModel):
     host: str = Field("127.0.0.1", description="Address on which both ports listen.")
     port: int = Field(7780, ge=1, le=65_535, description="Port on which functions are called.")
     control_port: int = Field(7700, ge=1, le=65_535, description="Port of the control API.")
+    tls_cert: str = Field("", description="PEM file of the certificate (and its chain): both ports then speak TLS.")
+    tls_key: str = Field("", description="PEM file of the certificate's key, not encrypted.")
+    trusted_proxies: str = Field(
+        "", description="Addresses and networks (CIDR), with commas, whose X-Forwarded-* headers are believed."
+    )
     driver: Literal["docker", "process"] = Field("docker", description="`process` has no isolation: development only.")
     engine_socket: str = Field("/var/run/docker.sock", description="Unix socket of the Docker engine.")
     runtimes: dict[str, str] = Field(
         default_factory=dict, repr=False, description="What the runtimes declare: base images and package indexes."
     )
     build_ca_bundle: str = Field("", description="CA bundle that builds trust; empty: the host's own, if found.")
-    max_body_mb: int = Field(32, ge=1, le=1024, description="Longest request body, MiB.")
+    max_body_mb: int = Field(32, ge=1, le=1 << 20, description="Longest request body, MiB.")
+    header_timeout_s: float = Field(15.0, ge=1, le=300, description="A caller has this long for its request's headers.")
+    body_timeout_s: float = Field(30.0, ge=1, le=900, description="Longest pause between two pieces of a body.")
+    idle_timeout_s: float = Field(75.0, ge=5, le=3600, description="A connection without a call is kept this long.")
     drain_s: float = Field(30.0, ge=0, le=900, description="A stopping node waits this long for running calls.")
     retention_days: float = Field(7.0, gt=0, le=3650, description="Invocations and logs are kept this long.")
     retention_mb: int = Field(1024, ge=16, le=1_000_000, description="Invocations and logs take up to this, MiB.")
@@ -56,6 +65,11 @@ class Settings(BaseModel):
     @classmethod
     def _home_is_absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
+
+    @field_validator("tls_cert", "tls_key")
+    @classmethod
+    def _file_is_absolute(cls, value: str) -> str:
+        return str(Path(value).expanduser().absolute()) if value else value
 
     @field_validator("database_url")
     @classmethod
@@ -102,6 +116,28 @@ class Settings(BaseModel):
             )
         return name
 
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, value: str) -> str:
+        for part in _parts(value):
+            try:
+                ip_network(part, strict=False)
+            except ValueError:
+                raise ValueError(
+                    f"{part[:40]!r} is no address or network: write them as 10.0.0.0/8,192.168.1.5,fd00::/8"
+                ) from None
+        return value
+
+    @property
+    def proxies(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """The networks of `trusted_proxies`."""
+        return tuple(ip_network(part, strict=False) for part in _parts(self.trusted_proxies))
+
+    @property
+    def scheme(self) -> Literal["http", "https"]:
+        """What both ports speak."""
+        return "https" if self.tls_cert else "http"
+
     @property
     def database(self) -> str:
         """The SQLAlchemy URL in force."""
@@ -110,12 +146,12 @@ class Settings(BaseModel):
     @property
     def control(self) -> str:
         """The base URL of the control API, without `/v1`."""
-        return self.control_url or f"http://{_dialable(self.host)}:{self.control_port}"
+        return self.control_url or f"{self.scheme}://{_dialable(self.host)}:{self.control_port}"
 
     @property
     def functions(self) -> str:
         """The base URL of function calls on this machine."""
-        return f"http://{_dialable(self.host)}:{self.port}"
+        return f"{self.scheme}://{_dialable(self.host)}:{self.port}"
 
     @property
     def loopback(self) -> bool:
@@ -192,12 +228,20 @@ def _contradictions(settings: Settings) -> list[str]:
         problems.append(
             f"HEADRACE_PORT and HEADRACE_CONTROL_PORT are both {settings.port}: give each a port of its own."
         )
+    if bool(settings.tls_cert) != bool(settings.tls_key):
+        given, missing = ("CERT", "KEY") if settings.tls_cert else ("KEY", "CERT")
+        problems.append(f"HEADRACE_TLS_{missing} is missing: HEADRACE_TLS_{given} needs it, or leave out both.")
     if settings.build_ca_bundle and not _is_file(Path(settings.build_ca_bundle).expanduser()):
         problems.append(
             f"HEADRACE_BUILD_CA_BUNDLE: there is no file {settings.build_ca_bundle}: "
             "name a file of certificates in PEM, or leave it out."
         )
     return problems
+
+
+def _parts(value: str) -> list[str]:
+    """The parts of a list that is written with commas."""
+    return [part.strip() for part in value.split(",") if part.strip()]
 
 
 def _is_file(path: Path) -> bool:

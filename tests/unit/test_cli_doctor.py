@@ -9,6 +9,7 @@ import shutil
 import socket
 import sqlite3
 import ssl
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,21 @@ async def test_ports(tmp_path: Path) -> None:
     assert found.state == "fail"
     assert f"port {configured.port} on 127.0.0.1 is taken by process {os.getpid()}" in found.fix
     assert "HEADRACE_PORT" in found.fix
+
+
+async def test_tls(tmp_path: Path) -> None:
+    assert (await check("TLS", settings(tmp_path))).state == "ok"
+    assert (await check("TLS", settings(tmp_path, host="0.0.0.0"))).state == "warn"
+    cert, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
+    found = await check("TLS", settings(tmp_path, tls_cert=cert, tls_key=key))
+    assert found.state == "fail"
+    assert "key.pem cannot be read" in found.fix
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-subj", "/CN=x", "-days", "60", "-keyout", key, "-out", cert]
+    for names, days, state in (([], "60", "warn"), (["-addext", "subjectAltName=DNS:x"], "60", "ok")):
+        subprocess.run([*command, *names], check=True, capture_output=True)
+        found = await check("TLS", settings(tmp_path, tls_cert=cert, tls_key=key))
+        assert (found.state, f"valid for {days} days" in found.detail) == (state, True)
 
 
 async def test_ports_that_this_headrace_has(tmp_path: Path) -> None:

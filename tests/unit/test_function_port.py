@@ -12,16 +12,17 @@ from headrace.gateway.access import Gatekeeper
 from headrace.gateway.invoke import Invoker
 from headrace.gateway.routes import Routes
 from headrace.gateway.server import Gateway
+from headrace.settings import Settings
 
 
 async def _nothing_new(function_id: int) -> bool:
     return False
 
 
-def _gateway(base_domain: str = "") -> Gateway:
+def _gateway(**settings: Any) -> Gateway:
     routes = Routes(lambda target, version: pytest.fail("no pool is wanted"))
     invoker = Invoker(routes, Gatekeeper(), lambda row: None, "n", max_body=1, look_again=_nothing_new)
-    return Gateway(invoker, set(), lambda member: None, base_domain)
+    return Gateway(invoker, set(), lambda member: None, Settings(**settings))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -30,7 +31,7 @@ async def test_a_taken_port_is_an_error_at_once(host: str) -> None:
     with socket.create_server((host, 0), family=family, reuse_port=True) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(OSError, match="ddress already in use"):
-            await _gateway().start(host, port)
+            await _gateway(host=host, port=port).start()
 
 
 @pytest.mark.parametrize(
@@ -45,9 +46,12 @@ async def test_a_taken_port_is_an_error_at_once(host: str) -> None:
 )
 def test_where_a_request_goes(path: str, host: str, found: tuple[str, str, bool]) -> None:
     scope: dict[str, Any] = {"raw_path": path.encode(), "headers": [(b"host", host.encode())]}
-    assert _gateway("fn.example")._where(scope) == found
+    assert _gateway(base_domain="fn.example")._where(scope) == found
 
 
 def test_nothing_is_anywhere_else() -> None:
     with pytest.raises(NotFound):
         _gateway()._where({"raw_path": b"/", "headers": []})
+    for target in (b"", b"*"):
+        with pytest.raises(NotFound):
+            _gateway(base_domain="fn.example")._where({"raw_path": target, "headers": [(b"host", b"a.fn.example")]})

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
-from headrace import errors
+from headrace import errors, tls
 from headrace.settings import Settings
 
 _TIMEOUT = httpx.Timeout(60.0, connect=5.0, write=120.0)
@@ -58,10 +59,21 @@ def _trust(settings: Settings) -> str:
     return f"set HEADRACE_TOKEN, or HEADRACE_HOME to the home of this Headrace ({path} does not exist)"
 
 
-def http_client(url: str, **options: Any) -> httpx.Client:
-    """A client for `url`: no proxies from the environment, this machine's certificates, read only where needed."""
-    trusted = ssl.create_default_context() if url.startswith("https:") else False
+def http_client(settings: Settings, url: str, **options: Any) -> httpx.Client:
+    """A client for `url`: no proxies from the environment, this machine's certificates, read only where needed.
+
+    The server of these settings shows the certificate in them, which needs no authority; no other is taken from it.
+    """
+    trusted: ssl.SSLContext | bool = False
+    if url.startswith("https:"):
+        own = bool(settings.tls_cert) and urlsplit(url).netloc in _own_places(settings)
+        trusted = tls.pinned(settings.tls_cert) if own else ssl.create_default_context()
     return httpx.Client(verify=trusted, trust_env=False, **options)
+
+
+def _own_places(settings: Settings) -> set[str]:
+    control = set() if settings.control_url else {urlsplit(settings.control).netloc}
+    return {urlsplit(settings.functions).netloc, *control}
 
 
 class Control:
@@ -71,7 +83,9 @@ class Control:
         self._settings = settings
         self.token = find_token(settings)
         headers = {"authorization": f"Bearer {self.token}"} if self.token else {}
-        self._http = http_client(settings.control, base_url=f"{settings.control}/v1", headers=headers, timeout=_TIMEOUT)
+        self._http = http_client(
+            settings, settings.control, base_url=f"{settings.control}/v1", headers=headers, timeout=_TIMEOUT
+        )
 
     def close(self) -> None:
         self._http.close()

@@ -22,7 +22,7 @@ from typing import Literal
 
 import httpx
 
-from headrace import errors, runtimes
+from headrace import errors, runtimes, tls
 from headrace.cli.client import Control, http_client
 from headrace.cli.output import Output, bytes_text
 from headrace.cli.ports import check_free
@@ -38,6 +38,7 @@ _LEAST_DISK, _LITTLE_DISK = 256 << 20, 2 << 30
 _FEW_FILES = 4096
 _EARLIEST = 1_735_689_600  # 2025-01-01: no machine that runs this release is older
 _SKEW_S = 2.0
+_LITTLE_TIME_DAYS = 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,12 +183,28 @@ async def _ports(settings: Settings) -> Check:
     return Check("ports", "ok", detail)
 
 
+async def _tls(settings: Settings) -> Check:
+    if not settings.tls_cert:
+        if settings.loopback:
+            return Check("TLS", "ok", "none configured; both ports are on loopback")
+        fix = "set HEADRACE_TLS_CERT and HEADRACE_TLS_KEY, or put a proxy that speaks TLS in front."
+        return Check("TLS", "warn", "none configured: calls and tokens cross the network in clear", fix)
+    found = tls.check(settings.tls_cert, settings.tls_key)
+    days = (found.until - time.time()) / 86_400
+    detail = f"{settings.tls_cert} for {', '.join(found.names) or 'no name'}, valid for {days:.0f} days"
+    if days < _LITTLE_TIME_DAYS:
+        return Check("TLS", "warn", detail, "renew it, then restart Headrace.")
+    if not found.names:
+        return Check("TLS", "warn", detail, "clients refuse it: make one with a subjectAltName.")
+    return Check("TLS", "ok", detail)
+
+
 async def _control(settings: Settings) -> Check:
     return await asyncio.to_thread(_ask_control, settings)
 
 
 def _ask_control(settings: Settings) -> Check:
-    with http_client(settings.control, timeout=5.0) as client:
+    with http_client(settings, settings.control, timeout=5.0) as client:
         try:
             answer = client.get(f"{settings.control}/readyz")
         except httpx.TransportError:
@@ -275,6 +292,7 @@ _CHECKS: dict[str, Checker] = {
     "engine": _engine,
     "images": _images,
     "ports": _ports,
+    "TLS": _tls,
     "control": _control,
     "database": _database,
     "redis": _redis,

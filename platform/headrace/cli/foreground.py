@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from headrace import tls
 from headrace.cli.output import Output, Work, failure_lines
 from headrace.cli.ports import check_free
 from headrace.cli.rotating import RotatingFile
@@ -23,6 +24,7 @@ from headrace.cli.start import GRACE_S, POLL_S, Start, StartFailed, announce
 from headrace.cli.supervisor import Child, Supervisor, ending, first_of, spawned
 from headrace.cli.uplock import UpLock
 from headrace.errors import HeadraceError
+from headrace.settings import Settings
 
 T = TypeVar("T")
 
@@ -92,6 +94,8 @@ class Foreground:
 
     async def _serve(self, calls: Sequence[Sequence[str]]) -> None:
         settings = self._start.settings
+        if settings.tls_cert:
+            tls.check(settings.tls_cert, settings.tls_key)
         check_free(settings.host, settings.port, "--port")
         check_free(settings.host, settings.control_port, "--control-port")
         with self._out.working("Setting up") as work:
@@ -161,7 +165,7 @@ class Foreground:
         Raises `StartFailed` when a process cannot stay up, or when time is up.
         """
         deadline = asyncio.get_running_loop().time() + _READY_S
-        while (status := await _status(f"{self._start.settings.control}/readyz")) != b"200":
+        while (status := await _status(f"{self._start.settings.control}/readyz", self._start.settings)) != b"200":
             missing = "node" if status else "control"
             late = asyncio.get_running_loop().time() >= deadline
             for child in self._supervisor.children:
@@ -179,12 +183,13 @@ class Foreground:
                 await process.wait()
 
 
-async def _status(url: str) -> bytes:
+async def _status(url: str, settings: Settings) -> bytes:
     """The status that `url` answers with; empty when nothing answers."""
     place = urlsplit(url)
+    trusted = tls.pinned(settings.tls_cert) if settings.tls_cert else None
     try:
         async with asyncio.timeout(_ANSWER_S):
-            reader, writer = await asyncio.open_connection(place.hostname, place.port)
+            reader, writer = await asyncio.open_connection(place.hostname, place.port, ssl=trusted)
             try:
                 writer.write(f"GET {place.path} HTTP/1.0\r\nHost: {place.netloc}\r\n\r\n".encode())
                 words = (await reader.readline()).split()

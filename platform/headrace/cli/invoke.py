@@ -47,7 +47,8 @@ def invoke(
     with ExitStack() as files:
         body, kind = _body(out, data, files)
         sent = {"content-type": kind} | given if kind else given
-        status = _call(out, httpx.Request(verb, _at(url, path), content=body, headers=sent), verbose)
+        request = httpx.Request(verb, _at(url, path), content=body, headers=sent)
+        status = _call(session, request, verbose)
     if status >= 400:
         raise SystemExit(1)
 
@@ -59,13 +60,13 @@ def _at(url: str, path: str) -> httpx.URL:
         raise errors.Invalid(f"--path {path[:80]!r} makes no valid address: {error}.") from None
 
 
-def _call(out: Output, request: httpx.Request, verbose: bool) -> int:
+def _call(session: Session, request: httpx.Request, verbose: bool) -> int:
     """Send `request`, print the answer as it comes; its status."""
     try:
-        with http_client(str(request.url), timeout=_TIMEOUT) as http:
+        with http_client(session.settings, str(request.url), timeout=_TIMEOUT) as http:
             answer = http.send(request, stream=True)
             try:
-                _show(out, answer, verbose)
+                _show(session.out, answer, verbose)
             finally:
                 answer.close()
             return answer.status_code

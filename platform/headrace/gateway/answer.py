@@ -55,15 +55,21 @@ async def relay(call: Call, stream: Stream, send: Send, head: Head) -> None:
     headers = [*head.headers, *head.length, *own_headers(call)]
     await send({"type": "http.response.start", "status": head.status, "headers": headers})
     call.status, call.answering = head.status, True
+    if call.method != "HEAD":  # the server sends the headers with the first bytes, which may be long in coming
+        await _pass_on(stream, send, b"")
     async for frame in stream.frames():
         if call.method != "HEAD":
             call.bytes_out += len(frame.body)
-            stream.caller_slow = True
-            await send({"type": "http.response.body", "body": frame.body, "more_body": True})
-            stream.caller_slow = False
+            await _pass_on(stream, send, frame.body)
     await send({"type": "http.response.body", "body": b"", "more_body": False})
     if stream.failure is not None:
         call.failed(stream.failure)
+
+
+async def _pass_on(stream: Stream, send: Send, body: bytes) -> None:
+    stream.caller_slow = True
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    stream.caller_slow = False
 
 
 def read_head(header: bytes) -> Head:
@@ -90,6 +96,8 @@ def _head(header: bytes) -> Head:
             (length if raw == b"content-length" else headers).append((raw, text))
     except (ValueError, TypeError, AttributeError):
         raise errors.FunctionError("the answer has a header that HTTP cannot carry.") from None
+    if len(length) > 1 or (length and not length[0][1].isdigit()):
+        raise errors.FunctionError("the answer has more than one content-length, or one that is no number.")
     return Head(status, tuple(headers), tuple(length), failure, answers)
 
 

@@ -14,6 +14,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
+Peer = tuple[str, str]  # address and port of a connection's other end, as the server tells them
 
 PATIENCE_S = 0.25  # a call that takes longer has its caller watched for leaving
 
@@ -24,6 +25,7 @@ _OUTCOMES: dict[str, Outcome] = {
     "instance_died": "instance_died",
     "out_of_memory": "out_of_memory",
     "client_gone": "client_gone",
+    "request_timeout": "client_gone",
     "queue_full": "rejected",
     "no_capacity": "rejected",
     "too_large": "rejected",
@@ -44,6 +46,7 @@ class Call:
         "monotonic",
         "outcome",
         "path",
+        "peer",
         "prefix",
         "queue_ms",
         "runnable",
@@ -53,10 +56,13 @@ class Call:
         "status",
     )
 
-    def __init__(self, id: str, started_at: float, method: str, path: str, monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self, id: str, started_at: float, method: str, path: str, *, peer: Peer, monotonic: Callable[[], float]
+    ) -> None:
         self.id = id
         self.method = method
         self.path = path
+        self.peer = peer
         self.prefix = ""
         self.monotonic = monotonic
         self.started_at = started_at

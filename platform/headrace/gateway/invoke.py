@@ -20,7 +20,7 @@ from headrace import errors, wire
 from headrace.gateway import answer
 from headrace.gateway import link as links
 from headrace.gateway.access import Gatekeeper
-from headrace.gateway.call import PATIENCE_S, Call, Receive, Scope, Send, gone
+from headrace.gateway.call import PATIENCE_S, Call, Peer, Receive, Scope, Send, gone
 from headrace.gateway.pool import Member, Waiter
 from headrace.gateway.routes import Route, Routes
 from headrace.gateway.upload import Upload, feed
@@ -36,8 +36,9 @@ _WHOLE: dict[str, Any] = {}
 class Invoker:
     """Serves calls. `record` gets one tuple per call, in the field order of `model.Invocation`.
 
-    `max_body` is in bytes. `look_again` reads a function from its source and tells whether it had changed. `monotonic`
-    is the event loop's time, read more finely than the loop itself tells it.
+    `max_body` is in bytes; `body_timeout_s` is the longest pause between two pieces of one. `look_again` reads a
+    function from its source and tells whether it had changed. `monotonic` is the event loop's time, read more finely
+    than the loop itself tells it. `calls` are those in progress, WebSockets among them.
     """
 
     def __init__(
@@ -48,43 +49,49 @@ class Invoker:
         node: str,
         *,
         max_body: int,
+        body_timeout_s: float = 30.0,
         look_again: Callable[[int], Awaitable[bool]],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.routes = routes
         self.gatekeeper = gatekeeper
         self.max_body = max_body
+        self.body_timeout_s = body_timeout_s
         self.monotonic = monotonic
         self._look_again = look_again
-        self.in_flight = 0
+        self.calls: set[Call] = set()
         self.sockets: set[links.Stream] = set()  # open WebSockets, which have no deadline
         self._record = record
         self._node = node
         self._salt = os.urandom(3).hex()
         self._ids = count()
 
-    def begin(self, method: str, path: str) -> Call:
+    @property
+    def in_flight(self) -> int:
+        return len(self.calls)
+
+    def begin(self, method: str, path: str, peer: Peer) -> Call:
         """A call that begins now. Its id is 24 hex digits that sort by time: milliseconds, the process, a counter."""
         now = time.time()
         id = f"{int(now * 1000):011x}{self._salt}{next(self._ids) & 0xFFFFFFF:07x}"
-        return Call(id, now, method, path, self.monotonic)
+        return Call(id, now, method, path, peer=peer, monotonic=self.monotonic)
 
     async def http(
-        self, scope: Scope, receive: Receive, send: Send, *, spelling: str, rest: str, by_host: bool
+        self, scope: Scope, receive: Receive, send: Send, *, spelling: str, rest: str, by_host: bool, peer: Peer
     ) -> None:
         """Answer one HTTP request to the function `spelling`; `rest` is the path behind it, as sent.
 
-        `by_host`: the function was named by the host, so its root is the host's.
+        `by_host`: the function was named by the host, so its root is the host's. `peer` is who holds the connection.
         """
-        call = self.begin(scope["method"], rest)
-        self.in_flight += 1
+        call = self.begin(scope["method"], rest, peer)
+        self.calls.add(call)
         try:
             route = await self.route(spelling)
             call.prefix = "" if by_host else route.prefix
             self.gatekeeper.check(route, scope["headers"])
             call.runnable = route.choose(affinity(scope) if route.chooses else None)
-            upload = Upload(scope, receive, self.max_body)
-            body = b"" if upload.empty else await upload.start()
+            upload = Upload(scope, receive, self.max_body, self.body_timeout_s)
+            body = b"" if upload.empty else await upload.start(call.runnable.timeout_s)
             call.bytes_in = len(body)
             member = self.slot(call, route, scope) or await self.wait(call, None if upload.more else receive)
             stream = self.open(call, route, member, scope, body, **_MORE if upload.more else _WHOLE)
@@ -99,7 +106,6 @@ class Invoker:
             call.failed(errors.HeadraceError(f"the gateway failed: {type(error).__name__}."))
             raise
         finally:
-            self.in_flight -= 1
             self.settle(call)
 
     async def route(self, spelling: str) -> Route:
@@ -163,6 +169,7 @@ class Invoker:
 
     def settle(self, call: Call) -> None:
         """Give the slot back and note the record. A call that no version was found for leaves no record."""
+        self.calls.discard(call)
         runnable, member = call.runnable, call.member
         now = self.monotonic()
         if runnable is None:

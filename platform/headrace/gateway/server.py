@@ -10,19 +10,23 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
-from granian.constants import HTTPModes, Interfaces
+from granian.constants import HTTPModes, Interfaces, SSLProtocols
 from granian.http import HTTP1Settings, HTTP2Settings
 from granian.server.embed import Server
 
-from headrace import errors
+from headrace import errors, tls
 from headrace.gateway import websocket
 from headrace.gateway.answer import problem
 from headrace.gateway.call import PATIENCE_S, Receive, Scope, Send, gone
+from headrace.gateway.idle import Idle
 from headrace.gateway.invoke import Invoker
 from headrace.gateway.link import Stream
 from headrace.gateway.pool import Member, Pool
+from headrace.gateway.proxies import Proxies
+from headrace.settings import Settings
 from headrace.tasks import Tasks
 
 logger = logging.getLogger(__name__)
@@ -30,7 +34,7 @@ logger = logging.getLogger(__name__)
 _TICK_S = 0.02
 _CONNECTIONS = 16_384
 _HTTP2_HEADERS = 64 << 10  # bytes; HTTP/1 has a bound of the server's own
-_HEADERS_S = 15.0  # a client that takes longer for its request's headers is cut off
+_SWEEP_S = 5.0
 
 
 class Gateway:
@@ -41,12 +45,15 @@ class Gateway:
         invoker: Invoker,
         active: set[Pool],
         on_late: Callable[[Member], None],
-        base_domain: str = "",
+        settings: Settings,
     ) -> None:
         self._invoker = invoker
         self._active = active
         self._on_late = on_late
-        self._suffix = f".{base_domain}" if base_domain else ""
+        self._settings = settings
+        self._suffix = f".{settings.base_domain}" if settings.base_domain else ""
+        self._proxies = Proxies(settings.proxies)
+        self._idle = Idle(settings.port, settings.idle_timeout_s, settings.header_timeout_s)
         self._tasks = Tasks()
         self._server: Server | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -54,19 +61,21 @@ class Gateway:
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         """The ASGI application. No coroutine of its own stands between the server and the call."""
         http = scope["type"] == "http"
+        peer = scope["client"]
         try:
+            self._proxies.admit(scope)
             spelling, rest, by_host = self._where(scope)
         except errors.HeadraceError as error:
             return problem(send, error) if http else websocket.refuse(send, error)
         if http:
-            return self._invoker.http(scope, receive, send, spelling=spelling, rest=rest, by_host=by_host)
-        call = self._invoker.begin("GET", rest)
+            return self._invoker.http(scope, receive, send, spelling=spelling, rest=rest, by_host=by_host, peer=peer)
+        call = self._invoker.begin("GET", rest, peer)
         return websocket.serve(self._invoker, call, scope, receive, send, spelling=spelling, by_host=by_host)
 
     def _where(self, scope: Scope) -> tuple[str, str, bool]:
         """The function's spelling, the path behind it as sent, and whether the host named it (its root is `/` then)."""
         path = scope["raw_path"].decode("latin-1")
-        if self._suffix:
+        if self._suffix and path.startswith("/"):  # neither `*` nor what CONNECT asks for
             host = next((v.decode("latin-1") for n, v in scope["headers"] if n == b"host"), "")
             name = host.partition(":")[0].lower().removesuffix(self._suffix)
             if name and len(name) < len(host.partition(":")[0]):
@@ -76,24 +85,31 @@ class Gateway:
             return (path[4:], "/", False) if end < 0 else (path[4:end], path[end:], False)
         raise errors.NotFound("nothing is here: functions are at /fn/<name>.")
 
-    async def start(self, host: str, port: int) -> None:
-        """Listen. Raises `OSError` when the address is taken."""
-        await _check_free(host, port)
+    async def start(self) -> None:
+        """Listen. Raises `OSError` when the address is taken, `SettingsError` when the certificate can't be served."""
+        settings = self._settings
+        if settings.tls_cert:
+            tls.check(settings.tls_cert, settings.tls_key)
+        await _check_free(settings.host, settings.port)
         self._server = Server(
             self,
-            address=host,
-            port=port,
+            address=settings.host,
+            port=settings.port,
             interface=Interfaces.ASGINL,
             http=HTTPModes.auto,
             websockets=True,
             backlog=4096,
             backpressure=_CONNECTIONS,
-            http1_settings=HTTP1Settings(header_read_timeout=int(_HEADERS_S * 1000)),
+            http1_settings=HTTP1Settings(header_read_timeout=int(settings.header_timeout_s * 1000)),
             http2_settings=HTTP2Settings(max_headers_size=_HTTP2_HEADERS),
             log_enabled=False,
+            ssl_cert=Path(settings.tls_cert) if settings.tls_cert else None,
+            ssl_key=Path(settings.tls_key) if settings.tls_key else None,
+            ssl_protocol_min=SSLProtocols.tls12,
         )
         self._serving = asyncio.get_running_loop().create_task(self._server.serve(), name="function port")
         self._tasks.spawn(self._ticks(), "gateway ticker")
+        self._tasks.spawn(self._sweeps(), "idle connections")
 
     async def ended(self) -> None:
         """Return when the port is served no more, which only `stop` should bring about."""
@@ -125,6 +141,15 @@ class Gateway:
                 self.tick(now, now - before)
             except Exception:  # the next turn looks again; without a ticker no call would ever time out
                 logger.exception("a turn of the gateway's ticker failed")
+
+    async def _sweeps(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            try:
+                busy = frozenset(call.peer for call in self._invoker.calls)
+                await asyncio.to_thread(self._idle.sweep, busy)
+            except OSError:
+                logger.warning("idle connections cannot be looked for", exc_info=True)
 
     def tick(self, now: float, seconds: float) -> None:
         """Deadlines, queue timeouts and callers who left, for all calls at once; `seconds` since the last time."""

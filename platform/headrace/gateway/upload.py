@@ -9,21 +9,23 @@ from headrace import errors, wire
 from headrace.gateway.call import Call, Receive, Scope
 from headrace.gateway.link import Stream
 
-_BODY_S = 30.0  # a small request body is read before a slot is taken; this long at most
 _BODILESS = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))  # HTTP/2 requests of these carry no body here
 
 
 class Upload:
     """A request body: whole when it is small, else in pieces that are read as the instance takes them.
 
+    Up to `limit` bytes. A caller may take its time, but not pause for longer than `pause_s` between two pieces.
     `announced`: its Content-Length; None when there is none, and `empty` when there is no body either.
     """
 
-    __slots__ = ("_limit", "_pending", "_size", "announced", "empty", "more", "receive")
+    __slots__ = ("_limit", "_pause_s", "_pending", "_size", "announced", "empty", "more", "receive")
 
-    def __init__(self, scope: Scope, receive: Receive, limit: int) -> None:
+    def __init__(self, scope: Scope, receive: Receive, limit: int, pause_s: float) -> None:
+        """Raises `CallerError` for a transfer coding that is not undone here."""
         self.receive = receive
         self._limit = limit
+        self._pause_s = pause_s
         self._size = 0
         self._pending: list[bytes] = []
         self.more = False
@@ -34,30 +36,41 @@ class Upload:
                 self.announced = int(value)
             elif name == b"transfer-encoding":
                 chunked = True
+                if value.strip().lower() != b"chunked":
+                    raise errors.CallerError("of the transfer codings only chunked is taken: use Content-Encoding.")
         self.empty = self.announced is None and not (chunked and scope["method"] not in _BODILESS)
 
-    async def start(self) -> bytes:
-        """The whole body, or nothing with `more` set. Raises `TooLarge`, `ClientGone`."""
+    async def start(self, within_s: float) -> bytes:
+        """The whole body, or nothing with `more` set; a small one has to arrive `within_s` seconds.
+
+        Raises `TooLarge`, `ClientGone`, `RequestTimeout`.
+        """
         if self.announced is not None and self.announced > self._limit:
             raise self._too_large(self.announced)
+        loop = asyncio.get_running_loop()
+        latest = loop.time() + within_s
         try:
-            async with asyncio.timeout(_BODY_S):
+            async with asyncio.timeout_at(min(loop.time() + self._pause_s, latest)) as patience:
                 while await self._read() and self._size <= wire.INLINE:
-                    pass
+                    patience.reschedule(min(loop.time() + self._pause_s, latest))
         except TimeoutError:
-            raise errors.ClientGone(f"the request body did not arrive within {_BODY_S:g} s.") from None
+            raise self._late() from None
         if self._size <= wire.INLINE:
             return b"".join(self._pending)
         self.more = True
         return b""
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """The body of an upload with `more`, piece by piece. Raises `TooLarge`, `ClientGone`."""
+        """The body of an upload with `more`, piece by piece. Raises `TooLarge`, `ClientGone`, `RequestTimeout`."""
         going = self.more
         while going or self._pending:
             while self._pending:
                 yield self._pending.pop(0)
-            going = going and await self._read()
+            try:
+                async with asyncio.timeout(self._pause_s):
+                    going = going and await self._read()
+            except TimeoutError:
+                raise self._late() from None
 
     async def _read(self) -> bool:
         """Read a piece into `_pending`; False after the last one."""
@@ -75,6 +88,12 @@ class Upload:
         return errors.TooLarge(
             f"the body has {size} bytes or more and the limit is {self._limit}; "
             "send less, or raise HEADRACE_MAX_BODY_MB."
+        )
+
+    def _late(self) -> errors.RequestTimeout:
+        return errors.RequestTimeout(
+            f"of the request body {self._size} bytes came, and then nothing for too long: send it without long pauses, "
+            "or raise HEADRACE_BODY_TIMEOUT_S."
         )
 
 

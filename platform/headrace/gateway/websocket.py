@@ -28,7 +28,7 @@ async def serve(
     invoker: Invoker, call: Call, scope: Scope, receive: Receive, send: Send, *, spelling: str, by_host: bool
 ) -> None:
     """Carry one WebSocket between its client and the function `spelling`. `by_host`: the host named the function."""
-    invoker.in_flight += 1
+    invoker.calls.add(call)
     try:
         await receive()  # websocket.connect
         route = await invoker.route(spelling)
@@ -55,7 +55,6 @@ async def serve(
         call.failed(errors.HeadraceError(f"the gateway failed: {type(error).__name__}."))
         raise
     finally:
-        invoker.in_flight -= 1
         invoker.settle(call)
 
 
