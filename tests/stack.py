@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 
@@ -74,8 +75,11 @@ class Headrace:
         port, control_port = _free_ports()
         self.home = home
         self.log = log
-        self.functions = f"http://127.0.0.1:{port}"
-        self.control = f"http://127.0.0.1:{control_port}"
+        certificate = settings.get("tls_cert")
+        scheme = "https" if certificate else "http"
+        self.trust: ssl.SSLContext | bool = ssl.create_default_context(cafile=certificate) if certificate else False
+        self.functions = f"{scheme}://127.0.0.1:{port}"
+        self.control = f"{scheme}://127.0.0.1:{control_port}"
         self.environment = {
             name: value
             for name, value in os.environ.items()
@@ -104,7 +108,7 @@ class Headrace:
         self.wait_ready()
         self.api.close()
         headers = {"Authorization": f"Bearer {self.token}"}
-        self.api = httpx.Client(base_url=f"{self.control}/v1", headers=headers, timeout=90)
+        self.api = httpx.Client(base_url=f"{self.control}/v1", headers=headers, timeout=90, verify=self.trust)
 
     def wait_ready(self) -> None:
         """Return when control and node answer."""
@@ -114,8 +118,8 @@ class Headrace:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise Failure(f"Headrace did not start; the end of its output:\n{self.tail()}")
             try:
-                if httpx.get(f"{self.control}/readyz", timeout=5).status_code == 200:
-                    httpx.get(f"{self.functions}/", timeout=5)
+                if httpx.get(f"{self.control}/readyz", timeout=5, verify=self.trust).status_code == 200:
+                    httpx.get(f"{self.functions}/", timeout=5, verify=self.trust)
                     return
             except httpx.TransportError:
                 pass
@@ -154,10 +158,10 @@ class Headrace:
                 return int(status.parent.name)
         return None
 
-    def memory_mb(self, role: str) -> float:
-        """Resident memory of the process `role` (`node`, `control`, `worker`), MiB."""
+    def memory_mb(self, role: str, what: Literal["VmRSS", "VmHWM"] = "VmRSS") -> float:
+        """Resident memory of the process `role` (`node`, `control`, `worker`), MiB; `VmHWM`: at its peak."""
         for line in Path(f"/proc/{self._pid(role)}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
+            if line.startswith(f"{what}:"):
                 return int(line.split()[1]) / 1024
         raise Failure(f"the {role} process does not run.")
 
