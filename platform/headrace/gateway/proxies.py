@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from headrace import errors
@@ -55,7 +56,9 @@ class Proxies:
         """
         headers: Headers = scope["headers"]
         told = [pair for pair in headers if pair[0] in _WATCHED]
-        peer = _unmapped(scope["client"][0])
+        peer = scope["client"][0]
+        if peer.startswith("::ffff:"):
+            peer = _unmapped(peer)
         scheme = _SCHEMES[scope["scheme"]]
         chain = peer
         plain = told and told[0][0] == b"host" and told[0][1]
@@ -67,8 +70,7 @@ class Proxies:
                 headers = scope["headers"]
         scope["client"] = (peer, 0)
         scope["scheme"] = scheme
-        headers.append((b"x-forwarded-for", chain.encode("latin-1")))
-        headers.append((b"x-forwarded-proto", scheme.encode()))
+        headers += _forwarding(chain, scheme)
 
     def _believe(self, scope: Scope, told: Headers, peer: str, scheme: str) -> tuple[str, str, str]:
         """Client, scheme and the chain to pass on, as a trusted `peer` tells them; the host goes into the headers."""
@@ -110,6 +112,12 @@ class Proxies:
             parsed = ip_address(address.partition("%")[0])
             known = self._known[address] = any(parsed in network for network in self._networks)
         return known
+
+
+@lru_cache(maxsize=1024)
+def _forwarding(chain: str, scheme: str) -> Headers:
+    """The headers that tell a function of its caller; not to be changed by who gets them."""
+    return [(b"x-forwarded-for", chain.encode("latin-1")), (b"x-forwarded-proto", scheme.encode())]
 
 
 def _check_host(told: Headers, version: str) -> None:
@@ -157,4 +165,4 @@ def _address(hop: str) -> str:
 
 def _unmapped(address: str) -> str:
     """An IPv4 address that came in over an IPv6 socket, as itself."""
-    return address[7:] if address.startswith("::ffff:") and "." in address else address
+    return address.removeprefix("::ffff:") if "." in address else address
