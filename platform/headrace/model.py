@@ -280,11 +280,13 @@ class Node:
 
 
 class InstanceState(StrEnum):
-    """States only grow, in this order; FAILED and LOST are ends beside STOPPED."""
+    """States only grow, in this order; FAILED and LOST are ends beside STOPPED. WAITING: generic, for a version."""
 
     REQUESTED = "requested"
     CREATING = "creating"
     STARTING = "starting"
+    WAITING = "waiting"
+    LOADING = "loading"
     READY = "ready"
     DRAINING = "draining"
     STOPPED = "stopped"

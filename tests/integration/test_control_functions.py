@@ -116,7 +116,7 @@ async def test_instances_are_counted_over_the_nodes(w: World) -> None:
         instance("draining", 2),
         instance("ready", 9, function="other"),
         instance("ready", 9, namespace="other"),
-        instance("starting", 0, namespace=None, function=None, version=None),
+        instance("waiting", 0, namespace=None, function=None, version=None),
     ]
     shown = (await w.http.get("/v1/functions/hello")).json()["instances"]
     assert shown == {"ready": 2, "starting": 1, "draining": 1, "in_flight": 6}

@@ -21,7 +21,7 @@ async def w(tmp_path: Path) -> AsyncIterator[World]:
 async def test_system_shows_nodes_disk_queue_and_recovery(w: World) -> None:
     await w.upload()
     generic = {"namespace": None, "function": None, "version": None, "version_id": None}
-    w.node.instances = [instance("ready", 2), instance("starting", 0, **generic)]
+    w.node.instances = [instance("ready", 2), instance("waiting", 0, **generic)]
     shown = (await w.http.get("/v1/system")).json()
     assert (shown["database"], shown["redis"], shown["driver"]) == ("sqlite", False, "docker")
     assert 0 < shown["disk"]["free_bytes"] <= shown["disk"]["total_bytes"]
@@ -31,7 +31,7 @@ async def test_system_shows_nodes_disk_queue_and_recovery(w: World) -> None:
     assert node["recovery"] == {"adopted": 1, "shelved": 0, "removed": 2}
     assert [(item["function"], item["state"], item["in_flight"]) for item in node["instances"]] == [
         ("hello", "ready", 2),
-        (None, "starting", 0),
+        (None, "waiting", 0),
     ]
     assert node["started_at"] == "2026-01-31T12:00:00Z"
     assert shown["version"] == w.app.version

@@ -34,7 +34,8 @@ class Yard:
         if self.fails:
             raise self.fails.pop(0)
         instance = Instance(Kind.of(version), 128, 1.0, Path("/nowhere"))
-        instance.become(InstanceState.STARTING)
+        for state in (InstanceState.STARTING, InstanceState.WAITING, InstanceState.LOADING):
+            instance.become(state)
         link: Any = Link(instance.id)
         instance.link = link
         instance.version = version

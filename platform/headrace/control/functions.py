@@ -43,7 +43,7 @@ from headrace.model import (
 router = APIRouter(route_class=Guarded, tags=["functions"])
 
 ALL = "*"
-_STARTING = (InstanceState.REQUESTED, InstanceState.CREATING, InstanceState.STARTING)
+_STARTING = (InstanceState.REQUESTED, InstanceState.CREATING, InstanceState.STARTING, InstanceState.LOADING)
 _EXAMPLE: JsonDict = {"description": "Makes thumbnails.", "access": "private", "labels": {"team": "images"}}
 _SHOWN: JsonDict = {
     "name": "thumbnail",
@@ -103,7 +103,7 @@ class InstancesOut(BaseModel):
     """Instances of all versions on all nodes, now."""
 
     ready: int
-    starting: int
+    starting: int = Field(description="Not ready yet: being made, starting, or loading the version.")
     draining: int
     in_flight: int = Field(description="Calls running in them.")
 

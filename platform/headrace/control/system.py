@@ -38,8 +38,8 @@ _EXAMPLE: JsonDict = {
             "in_flight": 0,
             "dropped_invocations": 0,
             "dropped_lines": 0,
-            "waiting": 2,
-            "memory_mb": {"limit": 12000, "reserved": 128},
+            "waiting": 1,
+            "memory_mb": {"limit": 12000, "reserved": 160},
             "instances": [
                 {
                     "id": "81119002dbd1638b",
@@ -49,7 +49,16 @@ _EXAMPLE: JsonDict = {
                     "version": 1,
                     "in_flight": 0,
                     "memory_mb": 128,
-                }
+                },
+                {
+                    "id": "5f0c2a9be1d47730",
+                    "state": "waiting",
+                    "namespace": None,
+                    "function": None,
+                    "version": None,
+                    "in_flight": 0,
+                    "memory_mb": 32,
+                },
             ],
             "recovery": {"adopted": 1, "shelved": 2, "removed": 0},
         }
@@ -87,7 +96,7 @@ class RecoveryOut(BaseModel):
 
 
 class InstanceOut(BaseModel):
-    """One sandbox. Without a version it is generic and waits for one."""
+    """One sandbox. One in state `waiting` is generic: started, connected, and of no version yet."""
 
     id: str
     state: InstanceState

@@ -1,9 +1,9 @@
 """One instance: a sandbox with a life that only moves forward.
 
-    REQUESTED > CREATING > STARTING > READY > DRAINING > STOPPED        (FAILED, LOST: ends on the way)
+    REQUESTED > CREATING > STARTING > WAITING > LOADING > READY > DRAINING > STOPPED    (FAILED, LOST: ends on the way)
 
-CREATING is one driver call; STARTING lasts from the process running until the version is loaded (a generic
-instance waits there, connected). An illegal move is a bug and raises. What must survive the node's death stands in a
+CREATING is one driver call; STARTING lasts from the process running until it has dialled in; WAITING is generic,
+LOADING is becoming a version. An illegal move is a bug and raises. What must survive the node's death stands in a
 small file beside the instance's directory: what the instance is, and what was loaded into it.
 """
 
@@ -24,7 +24,9 @@ S = InstanceState
 MOVES: dict[InstanceState, frozenset[InstanceState]] = {
     S.REQUESTED: frozenset((S.CREATING, S.STARTING, S.FAILED)),  # STARTING: adopted, it runs already
     S.CREATING: frozenset((S.STARTING, S.FAILED)),
-    S.STARTING: frozenset((S.READY, S.DRAINING, S.FAILED, S.LOST)),
+    S.STARTING: frozenset((S.WAITING, S.FAILED, S.LOST)),
+    S.WAITING: frozenset((S.LOADING, S.READY, S.DRAINING, S.FAILED, S.LOST)),  # READY: adopted, it was loaded before
+    S.LOADING: frozenset((S.READY, S.FAILED, S.LOST)),
     S.READY: frozenset((S.DRAINING, S.LOST)),
     S.DRAINING: frozenset((S.STOPPED, S.LOST)),
     S.STOPPED: frozenset(),

@@ -63,6 +63,7 @@ class Yard:
                     await self._ask(self._driver.start(self._spec(instance)))
                     instance.become(InstanceState.STARTING)
                     await self._hello(instance, link)
+                    instance.become(InstanceState.WAITING)
         except BaseException:
             await self._scrap(instance, InstanceState.FAILED)
             raise
@@ -78,6 +79,7 @@ class Yard:
             async with self._switchboard.listen(instance.directory / "s", link), asyncio.timeout(patience_s):
                 await self.thaw(instance)
                 await link.connected
+            instance.become(InstanceState.WAITING)
             return True
         except (TimeoutError, OSError, errors.HeadraceError):
             await self._scrap(instance, InstanceState.LOST)
@@ -99,6 +101,7 @@ class Yard:
         link = instance.link
         assert link is not None
         began = asyncio.get_running_loop().time()
+        instance.become(InstanceState.LOADING)
         try:
             config = version.config
             instance.memory_mb, instance.cpus = config.memory_mb, config.cpus
@@ -132,7 +135,7 @@ class Yard:
 
     async def stop(self, instance: Instance, shutdown_s: float = _SHUTDOWN_S) -> None:
         """Let the instance shut down by itself for `shutdown_s` seconds at most, then remove it."""
-        if instance.state in (InstanceState.STARTING, InstanceState.READY):
+        if instance.state in (InstanceState.WAITING, InstanceState.READY):
             instance.become(InstanceState.DRAINING)
         link = instance.link
         if link is not None and not link.lost and shutdown_s > 0 and await self._listens(instance):
