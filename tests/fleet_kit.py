@@ -31,15 +31,17 @@ FAILURE = {"type": "ValueError", "message": "no", "stack": "Traceback"}
 
 
 class Program:
-    """What an instance does. `load_error`: LOAD fails with it. Calls in progress are counted."""
+    """What an instance does. `dial_s`: before it dials in; `load_error`: LOAD fails with it. Calls are counted."""
 
     def __init__(self) -> None:
+        self.dial_s = 0.0
         self.load_error: dict[str, str] | None = None
         self.calls = 0
         self.calls_while_frozen = 0
         self.cancelled = 0
 
     async def __call__(self, instance: FakeInstance) -> int:
+        await asyncio.sleep(self.dial_s)
         reader, writer = await asyncio.open_unix_connection(str(instance.spec.socket_dir / "s"))
         hello = {
             "protocol": wire.PROTOCOL,

@@ -281,9 +281,12 @@ class Headrace:
 
 @contextmanager
 def headrace(**settings: str) -> Iterator[Headrace]:
-    """A started Headrace with `HEADRACE_<NAME>` from `settings`; stopped and removed at the end."""
+    """A started Headrace with `HEADRACE_<NAME>` from `settings`; stopped and removed at the end.
+
+    Tests publish functions by the dozen and call few: unless they say so, no generic instance waits for each.
+    """
     home = Path(tempfile.mkdtemp(prefix="headrace-"))
-    platform = Headrace(home / "home", home / "output", settings)
+    platform = Headrace(home / "home", home / "output", {"prewarm_most": "2", **settings})
     try:
         platform.start()
         yield platform

@@ -150,11 +150,13 @@ class Node:
     def _put(self, target: Target) -> None:
         """Swap a target in; versions that are gone from it stop, those with traffic keep their minimum."""
         before = self._routes.target(target.function.id)
-        self._routes.put(target)
+        if not self._routes.put(target):
+            return
         if before is not None:
             for number in before.versions.keys() - target.versions.keys():
                 self._retire(before.versions[number])
-        in_traffic = {number for traffic in target.aliases.values() for number in traffic}
+        in_traffic = target.in_traffic
+        self._fleet.publish(_published(before), _published(target))
         for version in target.versions.values():
             pool = self._pools.get(version.id)
             wanted = version.number in in_traffic
@@ -169,6 +171,7 @@ class Node:
     def _drop(self, function_id: int) -> None:
         target = self._routes.drop(function_id)
         if target is not None:
+            self._fleet.publish(_published(target), ())
             for version in target.versions.values():
                 self._retire(version)
 
@@ -182,7 +185,7 @@ class Node:
             pool = Pool(version.config.queue, target.function.balancing, self._active)
             self._pools[version.id] = pool
             keeper = self._fleet.keep(version, pool)
-            keeper.in_traffic = any(version.number in traffic for traffic in target.aliases.values())
+            keeper.in_traffic = version.number in target.in_traffic
         return pool
 
     def _keeper(self, target: Target, version: Version) -> Keeper:
@@ -344,3 +347,10 @@ class Node:
         dropped.add(self._recorder.dropped_invocations, node=self.id, kind="invocation")
         dropped.add(self._recorder.dropped_lines, node=self.id, kind="line")
         return {"text": render((in_flight, waiting, instances, throttled, dropped, *self._recorder.families()))}
+
+
+def _published(target: Target | None) -> list[Version]:
+    """The versions that aliases of `target` lead to."""
+    if target is None:
+        return []
+    return [version for number in target.in_traffic if (version := target.versions.get(number)) is not None]

@@ -55,7 +55,10 @@ class Settings(BaseModel):
     drain_s: float = Field(30.0, ge=0, le=900, description="A stopping node waits this long for running calls.")
     retention_days: float = Field(7.0, gt=0, le=3650, description="Invocations and logs are kept this long.")
     retention_mb: int = Field(1024, ge=16, le=1_000_000, description="Invocations and logs take up to this, MiB.")
-    prewarm: int = Field(2, ge=0, le=100, description="Generic instances of each kind that wait for a cold call.")
+    prewarm: int = Field(2, ge=0, le=1000, description="Generic instances of each kind that wait for a cold call.")
+    prewarm_most: int = Field(
+        50, ge=0, le=1000, description="So many wait at most, where many published functions have no instance."
+    )
     base_domain: str = Field("", description="Functions also answer as <name>.<base domain>; empty: paths only.")
     instance_memory_mb: int = Field(
         0, ge=0, description="All instances of a node together, MiB; 0: three quarters of the machine."

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import logging
 from pathlib import Path
 
+import pytest
+
 import virtual_time
-from fleet_kit import house
+from fleet_kit import House, house
+from headrace.fleet.shelf import Bursts
+from headrace.model import Version
 
 
 def test_a_cold_call_takes_a_waiting_instance_and_the_shelf_fills_up_again(tmp_path: Path) -> None:
@@ -21,7 +27,9 @@ def test_a_cold_call_takes_a_waiting_instance_and_the_shelf_fills_up_again(tmp_p
             used = {row[4] for row in rig.records}
             assert used <= waiting
             await asyncio.sleep(700)
-            assert rig.fleet.status()["waiting"] == 2, "a quarter of the node's memory and no more"
+            assert rig.fleet.status()["waiting"] == 3, "one was taken within half an hour"
+            await asyncio.sleep(1200)
+            assert rig.fleet.status()["waiting"] == 2
 
     virtual_time.run(scenario())
 
@@ -105,3 +113,102 @@ def test_the_memory_of_the_node_bounds_the_shelf_and_idle_instances_make_room(tm
             assert {row[3] for row in rig.records} == {1, 2}
 
     virtual_time.run(scenario())
+
+
+def published(rig: House, count: int) -> list[Version]:
+    """So many functions, none of which has an instance."""
+    version = rig.target.versions[1]
+    versions = [dataclasses.replace(version, id=100 + n, function=f"f{n}") for n in range(count)]
+    rig.fleet.publish((), versions)
+    return versions
+
+
+def test_as_many_wait_as_there_are_published_functions_without_an_instance(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with house(tmp_path, prewarm=1) as rig:
+            versions = published(rig, 4)
+            rig.fleet.publish((), rig.target.versions.values())
+            await asyncio.sleep(10)
+            assert rig.fleet.status()["waiting"] == 5
+            assert (await rig.call()).status == 200
+            await asyncio.sleep(10)
+            assert rig.fleet.status()["waiting"] == 4, "one function has an instance now"
+            await asyncio.sleep(60)
+            assert rig.fleet.status()["waiting"] == 5, "and now it has none again"
+            rig.fleet.publish(versions, ())
+            await asyncio.sleep(2000)
+            assert rig.fleet.status()["waiting"] == 1
+
+    virtual_time.run(scenario())
+
+
+def test_a_quarter_of_the_memory_bounds_what_waits_and_the_log_says_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with house(tmp_path, prewarm=1) as rig:
+            published(rig, 20)
+            with caplog.at_level(logging.WARNING):
+                await asyncio.sleep(300)
+            assert rig.fleet.status()["waiting"] == 5, "256 MiB hold five of 48"
+            assert rig.fleet.status()["memory_mb"]["reserved"] == 5 * 48
+
+    virtual_time.run(scenario())
+    assert [record.message for record in caplog.records if "HEADRACE_PREWARM" in record.message] == [
+        "5 generic instances wait and more are wanted, but they may take a quarter of 1024 MiB at most: lower "
+        "HEADRACE_PREWARM, or raise HEADRACE_INSTANCE_MEMORY_MB."
+    ]
+
+
+def test_the_shelf_gives_way_to_calls_that_need_instances_of_their_own(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with house(tmp_path, prewarm=1, concurrency=1, memory_mb=128) as rig:
+            await asyncio.sleep(1)
+            rig.program.dial_s = 1.0
+            calls = asyncio.gather(*(rig.call() for _ in range(3)))
+            await asyncio.sleep(0.5)
+            assert [verb for verb, _ in rig.driver.calls].count("start") == 3, "one at first, and two for calls"
+            assert {answer.status for answer in await calls} == {200}
+            await asyncio.sleep(10)
+            assert rig.fleet.status()["waiting"] > 1
+
+    virtual_time.run(scenario())
+
+
+def test_idle_instances_go_before_the_generic_ones_that_the_setting_asks_for(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with house(tmp_path, prewarm=1, concurrency=1, memory_mb=480, idle_s=600) as rig:
+            await asyncio.gather(rig.call("/slow"), rig.call("/slow"))
+            await asyncio.sleep(1)
+            assert rig.fleet.status()["waiting"] == 1, "960 and 48 of 1024 MiB"
+            rig.publish(2, revision=2)
+            assert (await rig.call()).status == 200
+            await asyncio.sleep(5)
+            status = rig.fleet.status()
+            assert status["waiting"] == 1
+            assert sorted(i["version"] for i in status["instances"] if i["version"]) == [1, 2]
+
+    virtual_time.run(scenario())
+
+
+def test_a_version_that_cannot_fit_stops_nobody(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with house(tmp_path, concurrency=1, memory_mb=600, idle_s=600) as rig:
+            assert (await rig.call()).status == 200
+            busy = asyncio.create_task(rig.call("/slow"))
+            await asyncio.sleep(0.1)
+            assert (await rig.call("/slow")).status == 200, "it waits for the busy one: there is no room for another"
+            assert (await busy).status == 200
+            assert [verb for verb, _ in rig.driver.calls].count("stop") == 0
+
+    virtual_time.run(scenario())
+
+
+def test_bursts_are_remembered_for_half_an_hour() -> None:
+    bursts = Bursts()
+    assert bursts.largest(0) == 0
+    for at in (8, 9, 11, 12, 13, 400):
+        bursts.note(at)
+    assert bursts.largest(500) == 5, "two of one stretch and three of its neighbour"
+    assert bursts.largest(1900) == 1
+    assert bursts.largest(3000) == 0

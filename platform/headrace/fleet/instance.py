@@ -52,7 +52,6 @@ class Kind:
 class Instance:
     __slots__ = (
         "_state",
-        "cpus",
         "directory",
         "handler_kind",
         "id",
@@ -69,9 +68,8 @@ class Instance:
     def __init__(self, kind: Kind, memory_mb: int, cpus: float, run_dir: Path, id: str | None = None) -> None:
         self.id = id or secrets.token_hex(8)
         self.kind = kind
-        self.memory_mb = memory_mb  # reserved of the node's memory
-        self.limits = (memory_mb, cpus)  # in force at the engine
-        self.cpus = cpus
+        self.memory_mb = memory_mb  # reserved of the node's memory; a waiting one reserves less than its limit
+        self.limits: tuple[int, float] | None = (memory_mb, cpus)  # in force at the engine; None: not known
         self.directory = run_dir / "i" / self.id
         self.link: Link | None = None
         self.member: Member | None = None
@@ -108,12 +106,13 @@ class Instance:
         """Write down what this instance is, before the node acts on it."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self.directory.chmod(0o755)  # the sandbox's user looks into it, whatever the umask was
+        memory_mb, cpus = self.limits or (self.memory_mb, 0)
         note = {
             "runtime": self.kind.runtime,
             "network": self.kind.network,
             "layer": self.kind.layer,
-            "memory_mb": self.memory_mb,
-            "cpus": self.cpus,
+            "memory_mb": memory_mb,
+            "cpus": cpus,
             "version": self.version.id if self.version else None,
             "start_ms": self.start_ms,
         }

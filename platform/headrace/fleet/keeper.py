@@ -116,7 +116,7 @@ class Keeper:
     def worth(self) -> float | None:
         """What keeping the idlest instance is worth; None when none is idle or may be stopped."""
         idle = self._idlest()
-        if idle is None or idle.member is None or len(self._instances) <= self._floor:
+        if idle is None or idle.member is None or len(self._serving) <= self._floor:
             return None
         calls = sum(i.member.served for i in self._instances.values() if i.member is not None)
         idle_s = asyncio.get_running_loop().time() - idle.member.idle_since

@@ -12,7 +12,8 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +34,7 @@ _LOAD_S = 45.0  # less than anybody waits for an instance, so that who waits lea
 _SHUTDOWN_S = 10.0  # an application's own shutdown may take this long
 _INSPECT_S = 2.0
 DEFAULTS = VersionConfig.model_construct()
+WAITING_MB = 48  # what a generic instance of any runtime holds at most, before there is code in it
 
 T = TypeVar("T")
 LogOf = Callable[[Version, str], Callable[[str, dict[str, object], bytes], None]]
@@ -48,10 +50,38 @@ class Yard:
         self._shims: dict[Runtime, Path] = {}
         self._tasks = Tasks()
         self.running: dict[str, Instance] = {}  # every instance that is not at its end
+        self._urgent = 0  # launches and loads that calls wait for
+        self.calm = asyncio.Event()  # there are none
+        self.calm.set()
 
-    async def launch(self, kind: Kind, memory_mb: int, cpus: float, on_lost: Callable[[Instance], None]) -> Instance:
-        """A sandbox that has dialled in and waits for LOAD. Raises `EngineUnavailable`, `InstanceDied`."""
-        instance = Instance(kind, memory_mb, cpus, self._settings.run_dir)
+    async def launch(self, kind: Kind, config: VersionConfig, on_lost: Callable[[Instance], None]) -> Instance:
+        """A sandbox with the limits of `config` that has dialled in and waits for LOAD, for a call that waits for it.
+
+        Raises `EngineUnavailable`, `InstanceDied`.
+        """
+        with self._hurry():
+            return await self._launch(kind, config, config.memory_mb, on_lost)
+
+    async def launch_ahead(self, kind: Kind, on_lost: Callable[[Instance], None]) -> Instance:
+        """The same for nobody yet: it reserves `WAITING_MB`."""
+        return await self._launch(kind, DEFAULTS, WAITING_MB, on_lost)
+
+    @contextmanager
+    def _hurry(self) -> Iterator[None]:
+        self._urgent += 1
+        self.calm.clear()
+        try:
+            yield
+        finally:
+            self._urgent -= 1
+            if not self._urgent:
+                self.calm.set()
+
+    async def _launch(
+        self, kind: Kind, config: VersionConfig, reserved_mb: int, on_lost: Callable[[Instance], None]
+    ) -> Instance:
+        instance = Instance(kind, config.memory_mb, config.cpus, self._settings.run_dir)
+        instance.memory_mb = reserved_mb
         self.running[instance.id] = instance
         began = asyncio.get_running_loop().time()
         try:
@@ -60,7 +90,7 @@ class Yard:
                 instance.remember()
                 link = instance.link = self._switchboard.link(instance.id, lambda: on_lost(instance))
                 async with self._switchboard.listen(instance.directory / "s", link):
-                    await self._ask(self._driver.start(self._spec(instance)))
+                    await self._ask(self._driver.start(self._spec(instance, config)))
                     instance.become(InstanceState.STARTING)
                     await self._hello(instance, link)
                     instance.become(InstanceState.WAITING)
@@ -98,21 +128,11 @@ class Yard:
 
         Raises `LoadFailed`, `InstanceDied`, `OutOfMemory`, `EngineUnavailable`.
         """
-        link = instance.link
-        assert link is not None
         began = asyncio.get_running_loop().time()
         instance.become(InstanceState.LOADING)
         try:
-            config = version.config
-            instance.memory_mb, instance.cpus = config.memory_mb, config.cpus
-            if instance.limits != (config.memory_mb, config.cpus):
-                await self._ask(self._driver.adjust(instance.id, memory_mb=config.memory_mb, cpus=config.cpus))
-                instance.limits = (config.memory_mb, config.cpus)
-            instance.version = version
-            instance.remember()
-            await asyncio.to_thread(copy_tree, self._settings.code_dir(version.digest), instance.directory / "code")
-            link.log = self._log_of(version, instance.id)
-            header = await link.load(load_header(version), _LOAD_S)
+            with self._hurry():
+                header = await self._load(instance, version)
         except errors.InstanceDied:
             error = await self.diagnose(instance)
             await self._scrap(instance, InstanceState.FAILED)
@@ -123,6 +143,20 @@ class Yard:
         instance.become(InstanceState.READY)
         instance.start_ms += (asyncio.get_running_loop().time() - began) * 1000
         instance.handler_kind = str(header.get("kind", "handler"))
+
+    async def _load(self, instance: Instance, version: Version) -> dict[str, Any]:
+        """What LOADED says."""
+        link, config = instance.link, version.config
+        assert link is not None
+        instance.version = version
+        instance.memory_mb = config.memory_mb
+        if instance.limits != (config.memory_mb, config.cpus):
+            await self._ask(self._driver.adjust(instance.id, memory_mb=config.memory_mb, cpus=config.cpus))
+            instance.limits = (config.memory_mb, config.cpus)
+        instance.remember()
+        await asyncio.to_thread(copy_tree, self._settings.code_dir(version.digest), instance.directory / "code")
+        link.log = self._log_of(version, instance.id)
+        return await link.load(load_header(version), _LOAD_S)
 
     async def freeze(self, instance: Instance) -> None:
         """No CPU until it is thawed. An instance that is being stopped is left alone."""
@@ -255,13 +289,13 @@ class Yard:
                 logger.warning("instance %s did not report; it said: %s", instance.id, tail or "nothing")
                 raise errors.EngineUnavailable("an instance started and did not report; the node's log has its words.")
 
-    def _spec(self, instance: Instance) -> InstanceSpec:
+    def _spec(self, instance: Instance, config: VersionConfig) -> InstanceSpec:
         kind = instance.kind
         return InstanceSpec(
             id=instance.id,
             runtime=kind.runtime,
-            memory_mb=instance.memory_mb,
-            cpus=instance.cpus,
+            memory_mb=config.memory_mb,
+            cpus=config.cpus,
             network=kind.network,
             socket_dir=instance.directory,
             shim_dir=self._shim(kind.runtime),

@@ -84,14 +84,15 @@ class Routes:
     def revisions(self) -> dict[int, int]:
         return {id: target.revision for id, target in self._targets.items()}
 
-    def put(self, target: Target) -> None:
-        """Swap one function's state in; an older revision than the present one is ignored."""
+    def put(self, target: Target) -> bool:
+        """Swap one function's state in; False for an older revision than the present one, which is ignored."""
         present = self._targets.get(target.function.id)
         if present is not None and present.revision > target.revision:
-            return
+            return False
         self._targets[target.function.id] = target
         self._ids[target.function.namespace, target.function.name] = target.function.id
         self._forget(target.function)
+        return True
 
     def drop(self, function_id: int) -> Target | None:
         target = self._targets.pop(function_id, None)
