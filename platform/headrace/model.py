@@ -74,7 +74,7 @@ class VersionConfig(BaseModel):
     min_instances: int = Field(0, ge=0, le=100, description="Instances kept ready without any call.")
     max_instances: int = Field(10, ge=1, le=1000, description="Most instances of this version on a node.")
     idle_s: float = Field(300.0, ge=1, le=86_400, description="An instance without calls stops after this, seconds.")
-    queue: int = Field(100, ge=0, le=100_000, description="Calls that may wait for an instance; the next one is told 429.")
+    queue: int = Field(100, ge=0, le=100_000, description="Calls that may wait; the next one gets 429.")
     env: dict[EnvName, EnvText] = Field(
         default_factory=dict, max_length=256, description="Environment of the function."
     )
