@@ -13,6 +13,7 @@ import pytest_asyncio
 
 from headrace import wire
 from node_kit import waiting_node
+from shell_kit import waiting_shell
 from shim_kit import Answer, Shim, waiting_shim
 
 CASES_DIR = Path(__file__).parent / "shim_cases"
@@ -22,6 +23,7 @@ WAYS = [
     ("python", "handler.py", "handler.async_handler"),
     ("node", "handler.js", "handler.handler"),
     ("node", "handler.js", "handler.asyncHandler"),
+    ("shell", "handler.sh", "handler.handler"),
 ]
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -30,7 +32,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=WAYS, ids=lambda way: "-".join(way[::2]))
 async def shim(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shim]:
     runtime, file, handler = request.param
-    waiting = {"python": waiting_shim, "node": waiting_node}[runtime]
+    waiting = {"python": waiting_shim, "node": waiting_node, "shell": waiting_shell}[runtime]
     source = (CASES_DIR / runtime / file).read_text()
     async with waiting(tmp_path_factory.mktemp("cases"), {file: source}) as shim:
         frame = await shim.load(handler=handler)

@@ -92,7 +92,7 @@ class Log {
 /** What `call` may still log of `data`, and that it was cut. */
 function withinLimit(call, data) {
   const left = call.logLeft;
-  call.logLeft = left - data.length - 1;
+  call.logLeft = Math.max(1, left - data.length - 1); // at 0 nothing is said any more, not even that
   if (data.length < left) return data;
   call.logLeft = 0;
   return Buffer.concat([data.subarray(0, boundary(data, left)), CUT]);

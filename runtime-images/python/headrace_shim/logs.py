@@ -105,7 +105,7 @@ class Log:
                 left = call.log_left
                 if left <= 0:
                     return
-                call.log_left = left - len(data) - 1
+                call.log_left = max(1, left - len(data) - 1)  # at 0 nothing is said any more, not even that
             if len(data) >= left:
                 data = data[:left].decode("utf-8", "ignore").encode() + b"\n" + _CUT
                 call.log_left = 0

@@ -1,21 +1,38 @@
-"""The codec in JavaScript against the reference codec: same bytes for same frames, however they are cut."""
+"""The codec of each shim in another language against the reference codec: same bytes for same frames, however cut."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace import wire
-from node_kit import SHIM, node
+from node_kit import SHIM as NODE
+from node_kit import node
+from shell_kit import SHIM as SHELL
+from shell_kit import perl
 
-# Reads [[piece in hex, ...], ...] and prints, for each, the frames or the error; nothing may refer to a fed buffer.
-DECODE = """
+
+@dataclass(frozen=True)
+class Codec:
+    """Commands that read cases as JSON and print what the codec makes of them.
+
+    `decode`: of [[piece in hex, ...], ...], the frames or the error of each; nothing may refer to a fed buffer.
+    `encode`: of [[type, stream, header as JSON or null, body in hex], ...], each frame in hex.
+    """
+
+    decode: list[str]
+    encode: list[str]
+
+
+NODE_DECODE = """
 const wire = require(process.argv[1]);
 const cases = JSON.parse(require('node:fs').readFileSync(0, 'utf8'));
 const shown = ({ type, stream, header, body }) => [type, stream, header, body.toString('hex')];
@@ -36,12 +53,50 @@ process.stdout.write(JSON.stringify(cases.map((pieces) => {
   return { frames, empty: decoder.empty };
 })));
 """
-ENCODE = """
+NODE_ENCODE = """
 const wire = require(process.argv[1]);
 const cases = JSON.parse(require('node:fs').readFileSync(0, 'utf8'));
+const head = (text) => (text === null ? '' : wire.dumps(JSON.parse(text)));
 process.stdout.write(JSON.stringify(cases.map(([type, stream, header, body]) =>
-  wire.encode(type, stream, header === null ? '' : wire.dumps(header), Buffer.from(body, 'hex')).toString('hex'))));
+  wire.encode(type, stream, head(header), Buffer.from(body, 'hex')).toString('hex'))));
 """
+SHELL_DECODE = r"""
+my @found;
+for my $pieces (@{ Json::decode(join '', <STDIN>) }) {
+    my ($decoder, @frames) = (Wire->new);
+    my $fine = eval {
+        for my $piece (@$pieces) {
+            for ($decoder->feed(pack 'H*', $piece)) {
+                push @frames, [@$_[0, 1], Text::decoded(Json::encode(Wire::header($_->[2]))), unpack 'H*', $_->[3]];
+            }
+        }
+        1;
+    };
+    push @found, { frames => \@frames, $fine ? (empty => \($$decoder eq '')) : (error => $@) };
+}
+print Json::encode(\@found);
+"""
+SHELL_ENCODE = r"""
+print Json::encode([map {
+    unpack 'H*', Wire::encode(@$_[0, 1], defined $_->[2] ? Text::encoded($_->[2]) : undef, pack 'H*', $_->[3])
+} @{ Json::decode(join '', <STDIN>) }]);
+"""
+
+
+def in_node(script: str) -> list[str]:
+    return [node(), "-e", script, str(NODE / "wire.js")]
+
+
+def in_perl(script: str) -> list[str]:
+    return [perl(), f"-I{SHELL}", "-MWire", "-e", script]
+
+
+@pytest.fixture(scope="module", params=["node", "shell"])
+def codec(request: pytest.FixtureRequest) -> Codec:
+    if request.param == "node":
+        return Codec(in_node(NODE_DECODE), in_node(NODE_ENCODE))
+    return Codec(in_perl(SHELL_DECODE), in_perl(SHELL_ENCODE))
+
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "frames.json").read_text())
 
@@ -55,9 +110,9 @@ FRAMES = st.tuples(
 )
 
 
-def run(script: str, cases: Any) -> Any:
+def run(command: list[str], cases: Any) -> Any:
     result = subprocess.run(
-        [node(), "-e", script, str(SHIM / "wire.js")],
+        command,
         input=json.dumps(cases),
         capture_output=True,
         text=True,
@@ -68,8 +123,8 @@ def run(script: str, cases: Any) -> Any:
     return json.loads(result.stdout)
 
 
-def decoded(*streams: Sequence[bytes]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = run(DECODE, [[piece.hex() for piece in pieces] for pieces in streams])
+def decoded(codec: Codec, *streams: Sequence[bytes]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = run(codec.decode, [[piece.hex() for piece in pieces] for pieces in streams])
     return found
 
 
@@ -84,6 +139,10 @@ def header_of(frame: dict[str, Any]) -> dict[str, Any]:
     return header
 
 
+def as_json(header: dict[str, Any] | None) -> str | None:
+    return wire.dumps(header).decode() if header else None
+
+
 def check_frames(found: dict[str, Any], vector: dict[str, Any]) -> None:
     assert found.get("empty"), (vector["name"], found.get("error"))
     assert [
@@ -92,26 +151,26 @@ def check_frames(found: dict[str, Any], vector: dict[str, Any]) -> None:
     ] == [(frame["type"], frame["stream"], header_of(frame), joined(frame["body"])) for frame in vector["frames"]]
 
 
-def test_golden_vectors_decode() -> None:
+def test_golden_vectors_decode(codec: Codec) -> None:
     for vector, found in zip(
-        GOLDEN["valid"], decoded(*([joined(vector["bytes"])] for vector in GOLDEN["valid"])), strict=True
+        GOLDEN["valid"], decoded(codec, *([joined(vector["bytes"])] for vector in GOLDEN["valid"])), strict=True
     ):
         check_frames(found, vector)
 
 
-def test_golden_vectors_encode() -> None:
+def test_golden_vectors_encode(codec: Codec) -> None:
     vectors = [vector for vector in GOLDEN["valid"] if vector.get("canonical", True)]
     cases = [
-        [frame["type"], frame["stream"], header_of(frame) or None, joined(frame["body"]).hex()]
+        [frame["type"], frame["stream"], as_json(header_of(frame)), joined(frame["body"]).hex()]
         for vector in vectors
         for frame in vector["frames"]
     ]
-    written = iter(run(ENCODE, cases))
+    written = iter(run(codec.encode, cases))
     for vector in vectors:
         assert "".join(next(written) for _ in vector["frames"]) == joined(vector["bytes"]).hex(), vector["name"]
 
 
-def test_golden_vectors_decode_cut_at_every_byte() -> None:
+def test_golden_vectors_decode_cut_at_every_byte(codec: Codec) -> None:
     small = [vector for vector in GOLDEN["valid"] if sum(times for _, times in vector["bytes"]) == 1]
     cuts = [
         (vector, [data[:at], data[at:]])
@@ -119,29 +178,31 @@ def test_golden_vectors_decode_cut_at_every_byte() -> None:
         for data in [joined(vector["bytes"])]
         for at in range(1, len(data))
     ]
-    for (vector, _), found in zip(cuts, decoded(*(pieces for _, pieces in cuts)), strict=True):
+    for (vector, _), found in zip(cuts, decoded(codec, *(pieces for _, pieces in cuts)), strict=True):
         check_frames(found, vector)
     by_byte = ([data[at : at + 1] for at in range(len(data))] for data in (joined(v["bytes"]) for v in small))
-    for vector, found in zip(small, decoded(*by_byte), strict=True):
+    for vector, found in zip(small, decoded(codec, *by_byte), strict=True):
         check_frames(found, vector)
 
 
-def test_golden_invalid_vectors_are_refused_however_they_are_cut() -> None:
+def test_golden_invalid_vectors_are_refused_however_they_are_cut(codec: Codec) -> None:
     cuts = [
         (vector["name"], [data[:at], data[at:]])
         for vector in GOLDEN["invalid"]
         for data in [bytes.fromhex(vector["bytes"])]
         for at in range(len(data))
     ]
-    for (name, _), found in zip(cuts, decoded(*(pieces for _, pieces in cuts)), strict=True):
+    for (name, _), found in zip(cuts, decoded(codec, *(pieces for _, pieces in cuts)), strict=True):
         assert found.get("error"), name
 
 
 @settings(max_examples=8, deadline=None)
 @given(st.lists(FRAMES, min_size=1, max_size=30))
-def test_both_codecs_write_and_read_the_same_bytes(frames: list[tuple[int, int, dict[str, Any] | None, bytes]]) -> None:
-    cases = [[type_, stream, header, body.hex()] for type_, stream, header, body in frames]
-    written = [bytes.fromhex(text) for text in run(ENCODE, cases)]
+def test_both_codecs_write_and_read_the_same_bytes(
+    codec: Codec, frames: list[tuple[int, int, dict[str, Any] | None, bytes]]
+) -> None:
+    cases = [[type_, stream, as_json(header), body.hex()] for type_, stream, header, body in frames]
+    written = [bytes.fromhex(text) for text in run(codec.encode, cases)]
     for data, (type_, stream, header, body) in zip(written, frames, strict=True):
         (frame,) = wire.Decoder().feed(data)
         assert (frame.type, frame.stream, frame.body) == (type_, stream, body)
@@ -150,7 +211,7 @@ def test_both_codecs_write_and_read_the_same_bytes(frames: list[tuple[int, int, 
         wire.encode(type_, stream, b"" if header is None else wire.dumps(header), body)
         for type_, stream, header, body in frames
     ]
-    (found,) = decoded([b"".join(reference)])
+    (found,) = decoded(codec, [b"".join(reference)])
     assert [[type_, stream, body] for type_, stream, _, body in found["frames"]] == [
         [type_, stream, body.hex()] for type_, stream, _, body in frames
     ]

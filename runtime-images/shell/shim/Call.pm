@@ -1,0 +1,315 @@
+package Call;
+
+# One run of the program, from its CALL frame to its answer.
+#
+# The program has five descriptors: 0 is the body of the request, as it arrives; 1 the body of the answer; 2 the log; 3 the
+# event as JSON, a file to read; 4 takes the status and headers of the answer, before its body begins. An answer that is
+# short and complete within a moment is one frame; else it streams, and a program that writes faster than its caller
+# reads has to wait. It ends when the program has ended: what it left running holds nothing up.
+use strict;
+use warnings;
+use Answer ();
+use Clock  ();
+use Event  ();
+use Json   ();
+use Link   ();
+use Log    ();
+use Text   ();
+use Wire   ();
+
+use constant {
+    MOMENT_S      => 0.005,
+    GRACE_S       => 2,           # between the two signals to a program whose caller is gone
+    GRANT         => 64 << 10,    # consumed bytes worth a WINDOW frame
+    READ          => 64 << 10,
+    LONGEST_VALUE => 8 << 20,     # bytes of the answer to a JSON payload, which is kept until it is whole
+};
+
+# Start it; `$instance` knows function, program and environment. Dies with why that was not possible.
+sub new {
+    my ($class, $instance, $link, $frame, $head) = @_;
+    my (undef, $stream, undef, $body) = @$frame;
+    my $self = bless {
+        link     => $link,
+        stream   => $stream,
+        head     => $head,
+        file     => $instance->{program}{file},
+        log      => Log->new($link, $stream),
+        input    => $body,             # that the program has not taken
+        inline   => length $body,      # bytes that came inside CALL, outside the window
+        arrived  => !_true($head->{more}),
+        consumed => 0,
+        notes    => '',                # status and headers
+        output   => '',
+        window   => Wire::WINDOW_SIZE,
+        gone     => 0,                 # nobody waits for the answer
+        opened   => 0,                 # HEAD was sent
+    }, $class;
+    my $event = Event::json($head, $self->{arrived} ? $body : undef, $instance->{function});
+    my $size  = $self->{arrived} ? length $body : _length($head);
+    $self->_start($instance->{program}, Event::environment($head, $size, @$instance{qw(function environment)}), $event);
+    return $self;
+}
+
+sub _true   { return ref $_[0] ? ${ $_[0] } : $_[0] }
+sub _length { my ($found) = grep { $_->[0] eq 'content-length' } @{ $_[0]{h} }; return $found && $found->[1] }
+
+sub _start {
+    my ($self, $program, $environment, $event) = @_;
+    open(my $file, '+>', undef) or die "a file for the event: $!\n";
+    (syswrite($file, $event) // 0) == length $event or die "the event does not fit into /tmp: $!\n";
+    sysseek $file, 0, 0;
+    my %theirs;
+    for my $end (qw(in out err notes)) {
+        pipe(my $reading, my $writing) or die "a pipe: $!\n";
+        ($theirs{$end}, $self->{"${end}_end"}) = $end eq 'in' ? ($reading, $writing) : ($writing, $reading);
+        Link::nonblocking($self->{"${end}_end"});
+    }
+    my $child = fork;
+    die "a process for the call: $!\n" if !defined $child;
+    $program->become($environment, @theirs{qw(in out err)}, $file, $theirs{notes}) if !$child;
+    setpgrp $child, $child;    # here too: a signal may be due before the child has done it
+    $self->{pid} = $child;
+}
+
+# -- the request
+
+# A piece of the body; undef: it is complete.
+sub body {
+    my ($self, $data) = @_;
+    if (defined $data) { $self->{input} .= $data }
+    else               { $self->{arrived} = 1 }
+}
+
+sub _give {
+    my ($self) = @_;
+    my $end = $self->{in_end} or return $self->_took(length $self->{input});
+    my $sent = $self->{input} eq '' ? 0 : syswrite $end, $self->{input}, READ;
+    if (defined $sent) { $self->_took($sent) }
+    elsif (!Link::later()) { $self->_close('in') }    # the program reads no more
+    $self->_close('in') if $self->{arrived} && $self->{input} eq '';
+}
+
+# So many bytes are out of the way; the node may send more.
+sub _took {
+    my ($self, $size) = @_;
+    substr($self->{input}, 0, $size) = '';
+    my $free = $size < $self->{inline} ? $size : $self->{inline};
+    $self->{inline} -= $free;
+    $self->{consumed} += $size - $free;
+    return if $self->{consumed} < GRANT;
+    $self->{link}->send(Wire::WINDOW, $self->{stream}, qq({"n":$self->{consumed}}));
+    $self->{consumed} = 0;
+}
+
+# -- the life of the program
+
+# Nobody waits any more: what it answers is dropped.
+sub leave { my ($self) = @_; $self->{gone} = 1; $self->{output} = '' }
+
+# End the program, at first with a word of warning.
+sub cancel {
+    my ($self) = @_;
+    $self->leave;
+    kill 'TERM', -$self->{pid};
+    $self->{kill_at} = Clock::monotonic() + GRACE_S;
+}
+
+# True when nothing of the output is wanted.
+sub _dropping { return $_[0]{gone} || defined $_[0]{broken} }
+
+sub exited { my ($self, $status) = @_; $self->{exit} = $status }
+
+# -- descriptors
+
+# The ends to watch, as lists for reading and for writing.
+sub watched {
+    my ($self) = @_;
+    my @reading = $self->{link}->full ? () : @$self{qw(err_end notes_end)};
+    my $room = $self->_dropping || length $self->{output} <= READ && (!$self->{opened} || $self->{window} > 0);
+    push @reading, $self->{out_end} if $room && !$self->{link}->full;
+    my @writing = $self->{input} ne '' ? $self->{in_end} : ();
+    return ([grep { defined } @reading], [grep { defined } @writing]);
+}
+
+# Seconds until something has to be done, whatever the descriptors say.
+sub patience {
+    my ($self) = @_;
+    my $now = Clock::monotonic();
+    my @due = map { $_ - $now } grep { defined } @$self{qw(kill_at open_at)};
+    # A program that has closed its output is about to end. The signal that says so may come just before the wait begins.
+    push @due, $self->{out_end} ? 0.1 : ++$self->{polls} < 20 ? 0.001 : 0.05;
+    return (sort { $a <=> $b } @due)[0];
+}
+
+# Do what can be done now; true when the call has ended.
+sub step {
+    my ($self) = @_;
+    my $ended = defined $self->{exit};    # asked before reading: what it wrote is in the pipes by then
+    $self->_give;
+    $self->_read_log($ended);
+    $self->_read_notes;
+    $self->_read_output($ended);
+    if (defined $self->{kill_at} && Clock::monotonic() >= $self->{kill_at}) {
+        kill 'KILL', -$self->{pid};
+        delete $self->{kill_at};
+    }
+    return $self->_finish if $ended && !$self->{out_end};
+    $self->_stream;
+    return 0;
+}
+
+sub _close { my ($self, $end) = @_; delete $self->{"${end}_end"} }
+
+# Up to READ bytes; undef when there are none now, or no more.
+sub _read {
+    my ($self, $end) = @_;
+    my $handle = $self->{"${end}_end"} or return undef;
+    my $size = sysread $handle, my $data, READ;
+    return $data if $size;
+    $self->_close($end) if defined $size || !Link::later();
+    return undef;
+}
+
+sub _read_log {
+    my ($self, $ended) = @_;
+    while (($ended || !$self->{link}->full) && defined(my $data = $self->_read('err'))) { $self->{log}->take($data) }
+}
+
+sub _read_notes {
+    my ($self) = @_;
+    while (defined(my $data = $self->_read('notes'))) {
+        $self->{notes} .= $data if length $self->{notes} <= Answer::LIMIT;
+    }
+}
+
+sub _read_output {
+    my ($self, $ended) = @_;
+    while ($self->_dropping || length $self->{output} <= READ || $ended) {
+        my $data = $self->_read('out');
+        if (!defined $data) {
+            $self->_close('out') if $ended;    # whoever still holds the other end was left behind
+            return;
+        }
+        next if $self->_dropping;
+        $self->{output} .= $data;
+        $self->{open_at} //= Clock::monotonic() + MOMENT_S if !$self->{opened};
+    }
+}
+
+# -- the answer
+
+# Send what of a long or slow answer may be sent now.
+sub _stream {
+    my ($self) = @_;
+    return if $self->_dropping;
+    my $long = length $self->{output} > READ;
+    if (!$self->{opened}) {
+        return if !$long && !(defined $self->{open_at} && Clock::monotonic() >= $self->{open_at});
+        $self->_read_notes;
+        return $self->_keep if !exists $self->{head}{m} && $self->{notes} !~ /^content-type:/mi;
+        my ($status, $headers) = eval { $self->_head } or return $self->_break($@);
+        $self->{link}->send(Wire::HEAD, $self->{stream}, Json::encode({ s => $status, h => $headers }));
+        $self->{opened} = 1;
+        $self->{empty}  = $status == 204 || $status == 304;
+        delete $self->{open_at};
+    }
+    $self->_send_output;
+}
+
+# The answer to a JSON payload is a value, and nothing before it is whole.
+sub _keep {
+    my ($self) = @_;
+    delete $self->{open_at};
+    $self->{value} .= $self->{output};
+    $self->{output} = '';
+    $self->_break('the answer takes more than ' . LONGEST_VALUE . ' bytes: say its Content-Type on descriptor 4, then it streams')
+        if length $self->{value} > LONGEST_VALUE;
+}
+
+sub _send_output {
+    my ($self) = @_;
+    $self->{output} = '' if $self->{empty};
+    while ($self->{output} ne '' && $self->{window} > 0) {
+        my $piece = substr $self->{output}, 0, $self->{window} < Wire::PIECE ? $self->{window} : Wire::PIECE, '';
+        $self->{window} -= length $piece;
+        $self->{link}->send(Wire::BODY, $self->{stream}, '', $piece);
+    }
+}
+
+sub _head {
+    my ($self) = @_;
+    my ($status, $headers) = Answer::head($self->{notes});
+    push @$headers, ['content-type', Answer::media_type($self->{output})]
+        if $self->{output} ne '' && $status != 204 && $status != 304 && !grep { $_->[0] eq 'content-type' } @$headers;
+    return ($status, $headers);
+}
+
+# The answer is none: the call fails with `$why`, whatever else the program does.
+sub _break {
+    my ($self, $why) = @_;
+    chomp($self->{broken} = $why);
+    kill 'TERM', -$self->{pid};
+    $self->{kill_at} = Clock::monotonic() + GRACE_S;
+    $self->{output} = '';
+}
+
+# The program has ended and all that it said was read; true when all of it is sent.
+sub _finish {
+    my ($self) = @_;
+    $self->{log}->finish if !$self->{finished}++;
+    return 1 if $self->{gone};
+    if ($self->{opened}) {
+        $self->_send_output;
+        return 0 if $self->{output} ne '';
+        my $error = $self->_error;
+        $self->{link}->send(Wire::ENDED, $self->{stream}, $error ? Json::encode({ e => $error }) : '');
+        return 1;
+    }
+    my $error = $self->_error;
+    return $self->_refuse($error) if $error;
+    my ($status, $headers) = eval { $self->_whole };
+    return $self->_refuse(_described('BadResponse', $@)) if !defined $status;
+    my $head = Json::encode({ s => $status, h => $headers });
+    if (length $self->{output} > Wire::PIECE) {
+        $self->{link}->send(Wire::HEAD, $self->{stream}, $head);
+        $self->{opened} = 1;
+        return $self->_finish;
+    }
+    $self->{link}->send(Wire::REPLY, $self->{stream}, $head, $self->{output});
+    return 1;
+}
+
+# Status and headers of an answer that is whole; `output` becomes its body.
+sub _whole {
+    my ($self) = @_;
+    if (!exists $self->{head}{m} && $self->{notes} !~ /^content-type:/mi) {
+        $self->{output} = Answer::json(($self->{value} // '') . $self->{output});
+        return (200, [['content-type', 'application/json']]);
+    }
+    my ($status, $headers) = $self->_head;
+    $self->{output} = '' if $status == 204 || $status == 304;
+    return ($status, $headers);
+}
+
+sub _refuse {
+    my ($self, $error) = @_;
+    $self->{link}->send(Wire::REPLY, $self->{stream}, Json::encode({ e => $error }));
+    return 1;
+}
+
+# Why the call failed, as the `e` of a frame; undef when it did not.
+sub _error {
+    my ($self) = @_;
+    return _described('BadResponse', $self->{broken}) if defined $self->{broken};
+    my $exit = $self->{exit} or return undef;
+    my ($type, $what) = $exit & 127 ? ('Signal', 'signal ' . ($exit & 127)) : ('ExitCode', 'exit code ' . ($exit >> 8));
+    my ($line, $tail) = $self->{log}->last_words;
+    $tail = "\n$tail" if $tail ne '';
+    $tail =~ s/\n+\z//;
+    return { type => $type, message => $line ne '' ? $line : $what, stack => "$self->{file}: $what$tail" };
+}
+
+sub _described { my ($type, $message) = @_; chomp $message; return { type => $type, message => $message, stack => $message } }
+
+1;
