@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / ".headrace" / "load"  # results, logs and installed references of the load harness; git ignores it
 HEADRACE = Path(sys.executable).with_name("headrace")
 
-_PASSED_ON = ("HEADRACE_BASE_IMAGE_", "HEADRACE_PIP_", "HEADRACE_NPM_", "HEADRACE_BUILD_", "HEADRACE_DRIVER")
+_PASSED_ON = tuple(f"HEADRACE_{name}" for name in ("BASE_IMAGE_", "PIP_", "NPM_", "APT_", "BUILD_", "DRIVER"))
 _READY_S = 300.0  # the first start of all makes the base image
 _BUILD_S = 180.0
 _STOP_S = 60.0

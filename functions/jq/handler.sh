@@ -3,7 +3,7 @@
 
 query=${QUERY_STRING//+/ }
 filter=$(printf '%b' "${query//%/\\x}")
-if ! answer=$(jq --compact-output -- "${filter:-.}" 2>/tmp/said-$$); then
+if ! answer=$(jq --compact-output " ${filter:-.}" 2>/tmp/said-$$); then
   echo 'Status: 422' >&4
   cat "/tmp/said-$$"
 else

@@ -253,10 +253,18 @@ def test_a_failing_install_says_what_the_tool_said(platform: Headrace, runtime: 
     assert told in platform.api.get(f"/functions/{name}/versions/1/build-log").text
 
 
-def test_the_node_examples(platform: Headrace) -> None:
+def test_the_examples_run_as_their_pages_say(platform: Headrace) -> None:
     platform.cli("deploy", str(ROOT / "functions" / "hello-node"))
     assert httpx.get(f"{platform.url('hello-node')}?name=Ada").text == "Hello, Ada! hello-node is running.\n"
     assert "added" in platform.cli("deploy", str(ROOT / "functions" / "qr-node"))
     answer = httpx.get(f"{platform.url('qr-node')}?text=headrace")
     assert (answer.status_code, answer.content[:8]) == (200, b"\x89PNG\r\n\x1a\n")
     assert httpx.get(platform.url("qr-node")).status_code == 400
+    platform.cli("deploy", str(ROOT / "functions" / "hello-shell"))
+    answer = httpx.get(f"{platform.url('hello-shell')}/Ada%20L", headers={"accept-language": "fr"})
+    assert answer.text == "Bonjour, Ada L! hello-shell is running.\n"
+    platform.cli("deploy", str(ROOT / "functions" / "jq"))
+    answer = httpx.post(f"{platform.url('jq')}?.a%5B%5D%2B1", json={"a": [1, 2]})
+    assert (answer.headers["content-type"], answer.text) == ("application/json", "2\n3\n")
+    answer = httpx.post(f"{platform.url('jq')}?nonsense(", json={})
+    assert (answer.status_code, "error" in answer.text) == (422, True)

@@ -238,3 +238,33 @@ async def test_what_is_packed_is_what_the_platform_takes(tmp_path: Path) -> None
     code = settings.code_dir(stored.digest)
     assert (code / "handler.py").read_text() == "def handler(event, context): ..."
     assert (code / deep).read_text() == "1"
+
+
+@pytest.mark.parametrize(
+    ("files", "config", "runtime"),
+    [
+        (["handler.py"], "", None),
+        (["handler.js", "package.json"], "", "node"),
+        (["src/api.mjs"], 'handler = "src/api.run"', "node"),
+        (["handler.sh", "apt.txt", "lib/handler.js"], "", "shell"),
+        (["handler"], "", "shell"),
+        (["handler.js"], 'runtime = "python"', "python"),
+        (["handler.py", "handler.js", "package.json"], "", "node"),
+        (["main.js", "package.json"], "", "node"),  # its handler is elsewhere, which the answer will say
+        (["readme.txt"], "", None),
+    ],
+)
+def test_the_runtime_is_the_one_that_the_code_is_written_for(
+    tmp_path: Path, files: list[str], config: str, runtime: str | None
+) -> None:
+    for name in files:
+        write(tmp_path, name)
+    write(tmp_path, "headrace.toml", config)
+    assert project.read_config(tmp_path, None, [], []).get("runtime") == runtime
+
+
+def test_a_handler_in_two_languages_needs_a_word(tmp_path: Path) -> None:
+    write(tmp_path, "handler.py")
+    write(tmp_path, "handler.sh")
+    with pytest.raises(Invalid, match=r"handler\.py and handler\.sh are both here.*`runtime`.*python, shell"):
+        project.read_config(tmp_path, None, [], [])

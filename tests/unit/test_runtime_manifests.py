@@ -17,11 +17,11 @@ from headrace.releases import dependencies
 from headrace.settings import Settings, load
 
 PACKAGE = Path(headrace.__file__).parent
-LANGUAGE = re.compile(r"\b(?:python3?|node\.?js|npm|pip|requirements\.txt|package\.json|node_modules|\.py|\.m?js)\b")
+LANGUAGE = re.compile(r"\b(?:[Pp]ython3?|[Nn]ode\.?[Jj][Ss]|npm|pip|perl|bash|node_modules)\b|\.(?:py|m?js|sh)\b")
 
 
 def test_every_folder_with_a_manifest_is_a_runtime() -> None:
-    assert {"node", "python"} <= set(runtimes.names())
+    assert {"node", "python", "shell"} <= set(runtimes.names())
     for name in runtimes.names():
         found = runtimes.get(name)
         assert all((found.directory / file).exists() for file in found.shim.files)
@@ -114,15 +114,21 @@ def test_a_layer_is_as_its_files_say(tmp_path: Path) -> None:
     assert layer() != first
 
 
-def test_what_runs_functions_names_no_language() -> None:
-    """But for the default, which the outside contract fixes. The API's examples and the doctor's own version may."""
-    rooms = ("drivers", "fleet", "gateway", "jobs", "releases", "store", "telemetry")
-    paths = [path for room in rooms for path in sorted((PACKAGE / room).rglob("*.py"))]
-    paths += [PACKAGE / f"{module}.py" for module in ("model", "node", "peer", "runtimes", "settings", "wire")]
-    found = [
-        f"{path.relative_to(PACKAGE)}: {token.string}"
-        for path in paths
+def test_the_platform_names_no_language() -> None:
+    """But for the default, which the outside contract fixes, the examples of the API and the doctor's own version."""
+    dependencies = [found for name in runtimes.names() if (found := runtimes.get(name).dependencies) is not None]
+    words = {word for rules in dependencies for word in (rules.file, *rules.locks, rules.setting, rules.setting_env)}
+    names = re.compile("|".join([LANGUAGE.pattern, *map(re.escape, sorted(words))]))
+    found = {
+        f"{path.relative_to(PACKAGE)}: {said[0]}"
+        for path in PACKAGE.rglob("*.py")
         for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline)
-        if token.type == tokenize.STRING and not token.string.startswith('"""') and LANGUAGE.search(token.string)
-    ]
-    assert found == ['model.py: "python"']
+        if token.type == tokenize.STRING and not token.string.startswith('"""') and (said := names.search(token.string))
+    }
+    assert found == {
+        "model.py: python",
+        "main.py: python",  # how a role is started
+        "cli/doctor.py: Python",
+        "control/invocations.py: .py",
+        "control/versions.py: .py",
+    }

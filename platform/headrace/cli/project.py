@@ -21,6 +21,7 @@ from typing import IO, Any
 from pathspec import GitIgnoreSpec
 from pydantic import ValidationError
 
+from headrace.cli import detect
 from headrace.errors import Invalid
 from headrace.model import VersionConfig, check_name
 from headrace.releases.archive import MAX_FILES, MAX_UNPACKED, MIB
@@ -54,7 +55,10 @@ def function_name(directory: Path, given: str | None) -> str:
 
 
 def read_config(directory: Path, file: Path | None, pairs: Sequence[str], env: Sequence[str]) -> dict[str, Any]:
-    """The version config: from `file` (else headrace.toml or headrace.json in `directory`), `key=value` on top."""
+    """The version config: from `file` (else headrace.toml or headrace.json in `directory`), `key=value` on top.
+
+    Where neither names a runtime, it is the one that the code is written for.
+    """
     values = _config_file(directory, file)
     for pair in pairs:
         key, separator, text = pair.partition("=")
@@ -63,7 +67,10 @@ def read_config(directory: Path, file: Path | None, pairs: Sequence[str], env: S
         values[key] = _config_value(key, text)
     if env:
         values["env"] = {**values.get("env", {}), **_environment(env)}
-    return _checked(values)
+    config = _checked(values)
+    if "runtime" not in config and (found := detect.runtime(directory, config)) is not None:
+        config["runtime"] = found
+    return config
 
 
 def _environment(pairs: Sequence[str]) -> dict[str, str]:

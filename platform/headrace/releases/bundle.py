@@ -120,7 +120,7 @@ def _find_handler(tree: Tree, config: VersionConfig, code: Code) -> list[str]:
     """
     if not tree.files():
         raise BundleRejected("the bundle holds no files: pack the function's folder.")
-    candidates, packages = _places(config, code)
+    candidates, packages = places(config, code)
     found = _first(tree, candidates)
     folder = tree.only_folder()
     if found is None and folder is not None and _first(tree, [f"{folder}/{path}" for path in candidates]) is not None:
@@ -135,7 +135,7 @@ def _find_handler(tree: Tree, config: VersionConfig, code: Code) -> list[str]:
     return [real for path in packages if (real := tree.find(path)) is not None] + [found]
 
 
-def _places(config: VersionConfig, code: Code) -> tuple[list[str], list[str]]:
+def places(config: VersionConfig, code: Code) -> tuple[list[str], list[str]]:
     """Where the handler's module may be, as the runtime looks for it, and the package files that load before it."""
     module = config.handler.rpartition(".")[0]
     parts = re.split(f"[{re.escape(code.separators)}]", module)
