@@ -172,6 +172,10 @@ class InstanceDied(FunctionError):
     code, status, title = "instance_died", 502, "The instance died"
 
 
+class NotSent(InstanceDied):
+    """The instance was gone before anything of the call was written to it: another one may take the call."""
+
+
 class OutOfMemory(InstanceDied):
     """The instance was killed for using more than its memory limit."""
 

@@ -9,7 +9,9 @@ import pytest
 
 import virtual_time
 from fleet_kit import house
+from headrace import wire
 from headrace.drivers.base import InstanceSpec
+from headrace.gateway.link import Link
 
 
 def _now() -> float:
@@ -152,5 +154,47 @@ def test_node_stop_during_a_burst(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             rig.balanced()
             assert len(rig.records) == len({row[0] for row in rig.records}) == 51
             assert rig.engine.instances == {}
+
+    virtual_time.run(scenario())
+
+
+def test_an_instance_lost_before_the_call_was_written_to_it(tmp_path: Path) -> None:
+    """The call had its slot: it goes to another instance, once, and its caller notices nothing."""
+
+    async def scenario() -> None:
+        async with house(tmp_path, max_instances=2) as rig:
+            assert (await rig.call()).status == 200
+            (pool,) = rig.pools.values()
+            (member,) = pool.members.values()
+            calls = [asyncio.ensure_future(rig.call(f"/{n}")) for n in range(2)]
+            while member.in_flight < 2:
+                await asyncio.sleep(0)
+            member.link.connection_lost(None)
+            answers = await asyncio.gather(*calls)
+            assert [(answer.status, answer.body) for answer in answers] == [(200, b"/0"), (200, b"/1")]
+            assert {row[4] for row in rig.records[1:]}.isdisjoint({member.name})
+            assert [row[11] for row in rig.records] == ["ok"] * 3
+            member.link.close()
+
+    virtual_time.run(scenario())
+
+
+def test_instances_that_are_lost_again_and_again_end_a_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost: set[Link] = set()
+    send = Link.send
+
+    def send_and_lose(link: Link, type: int, stream: int, header: bytes = b"", body: bytes = b"") -> None:
+        send(link, type, stream, header, body)
+        if type == wire.CALL:
+            lost.add(link)
+            link.connection_lost(None)
+
+    async def scenario() -> None:
+        async with house(tmp_path, max_instances=2) as rig:
+            monkeypatch.setattr(Link, "send", send_and_lose)
+            assert ((await rig.call()).status, len(lost)) == (502, 2)
+            assert [row[11] for row in rig.records] == ["instance_died"]
+            for link in lost:
+                link.close()
 
     virtual_time.run(scenario())

@@ -191,6 +191,7 @@ async def test_log_lines_after_the_end_still_find_their_invocation() -> None:
 async def test_calls_wait_for_the_reason_when_the_connection_is_lost() -> None:
     w = Wire()
     stream = w.call()
+    await w.heard()
     w.link.connection_lost(None)
     assert (w.lost, stream.answer.done()) == (1, False)
     w.link.abandon(errors.OutOfMemory("too much"))
@@ -281,3 +282,29 @@ async def test_what_failed_after_a_complete_stream_is_remembered_and_cut_like_ev
     assert await _read(stream) == b"all", "the stream is complete"
     assert stream.failure is not None
     assert stream.failure.ids["error"] == {"type": "E", "message": "m" * 4000, "stack": ""}
+
+
+async def test_calls_of_which_nothing_was_written_end_as_not_sent() -> None:
+    w = Wire()
+    told = w.call()
+    await w.heard()
+    untold = [w.call(), w.call()]
+    w.link.connection_lost(None)
+    for stream in (*untold, w.call()):
+        with pytest.raises(errors.NotSent):
+            await stream.answer
+    assert not told.answer.done(), "it may have run: the fleet asks first what happened"
+    assert w.link.in_flight == 1
+    w.link.abandon(errors.OutOfMemory("too much"))
+    with pytest.raises(errors.OutOfMemory):
+        await told.answer
+
+
+async def test_a_call_that_was_written_before_other_frames_gathered_is_not_taken_for_unsent() -> None:
+    w = Wire()
+    told = w.call()
+    await w.heard()
+    w.link.send(wire.PING, 0)
+    w.link.connection_lost(None)
+    assert not told.answer.done()
+    told.close("client")

@@ -91,11 +91,16 @@ class Invoker:
             self.gatekeeper.check(route, scope["headers"])
             call.runnable = route.choose(affinity(scope) if route.chooses else None)
             upload = Upload(scope, receive, self.max_body, self.body_timeout_s)
-            body = b"" if upload.empty else await upload.start(call.runnable.timeout_s)
-            call.bytes_in = len(body)
-            member = self.slot(call, route, scope) or await self.wait(call, None if upload.more else receive)
-            stream = self.open(call, route, member, scope, body, **_MORE if upload.more else _WHOLE)
-            await self._converse(call, stream, upload, receive, send)
+            if not upload.empty:
+                await upload.start(call.runnable.timeout_s)
+                call.bytes_in = len(upload.body)
+            try:
+                await self._run(call, route, upload, scope, send)
+            except errors.NotSent:
+                if upload.more:  # some of it was read already
+                    raise
+                self._give_back(call)
+                await self._run(call, route, upload, scope, send)
         except errors.HeadraceError as error:
             call.failed(error)
             await answer.problem(send, error, call)
@@ -107,6 +112,12 @@ class Invoker:
             raise
         finally:
             self.settle(call)
+
+    async def _run(self, call: Call, route: Route, upload: Upload, scope: Scope, send: Send) -> None:
+        """One instance's turn. Raises `NotSent` when it was lost before it was told anything."""
+        member = self.slot(call, route, scope) or await self.wait(call, None if upload.more else upload.receive)
+        stream = self.open(call, route, member, scope, upload.body, **_MORE if upload.more else _WHOLE)
+        await self._converse(call, stream, upload, send)
 
     async def route(self, spelling: str) -> Route:
         """The route of `spelling`. A version or alias that is not known (yet) is looked for once more at its source."""
@@ -171,9 +182,9 @@ class Invoker:
         """Give the slot back and note the record. A call that no version was found for leaves no record."""
         self.calls.discard(call)
         runnable, member = call.runnable, call.member
-        now = self.monotonic()
         if runnable is None:
             return
+        now = self.monotonic()
         if member is not None:
             runnable.pool.release(member, now, call.outcome == "function_error")
         version = runnable.version
@@ -198,6 +209,12 @@ class Invoker:
                 call.error,
             )
         )
+
+    def _give_back(self, call: Call) -> None:
+        """Release the slot of a call that goes on without it."""
+        if call.runnable is not None and call.member is not None:
+            call.runnable.pool.release(call.member, self.monotonic())
+            call.member, call.sent_at = None, 0.0
 
     # -- the conversation with the instance
 
@@ -229,12 +246,12 @@ class Invoker:
         deadline = float("inf") if "ws" in more else call.sent_at + runnable.timeout_s
         return member.link.call(call.id, encoded, body, call.sent_at, deadline)
 
-    async def _converse(self, call: Call, stream: links.Stream, upload: Upload, receive: Receive, send: Send) -> None:
+    async def _converse(self, call: Call, stream: links.Stream, upload: Upload, send: Send) -> None:
         feeding = None
         if upload.more:
             feeding = asyncio.get_running_loop().create_task(feed(call, stream, upload), name=f"upload {call.id}")
         else:
-            stream.receive = receive
+            stream.receive = upload.receive
         try:
             frame = await stream.answer
             head = answer.read_head(frame.header)

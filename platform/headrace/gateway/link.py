@@ -8,7 +8,8 @@ All calls of a link run under the same time limit, so streams run out of time in
 `overdue` stops at the first that has not: no timer per call.
 
 When the connection is lost the streams stay open until `abandon` says why: the fleet first asks the engine what
-happened to the instance, so that the caller learns "out of memory" and not "connection lost".
+happened to the instance, so that the caller learns "out of memory" and not "connection lost". Only calls of which
+nothing was written yet end at once, with `NotSent`: they may go to another instance.
 """
 
 from __future__ import annotations
@@ -219,7 +220,8 @@ class Link(asyncio.Protocol):
         self._decoder = wire.Decoder()
         self._transport: asyncio.WriteTransport | None = None
         self._out: list[bytes] = []  # frames of this turn of the loop
-        self._next = 0
+        self._next = 0  # number of the newest stream
+        self._next_unsent = 0  # while frames gather in _out: the first stream of which nothing is written, or later
         self._streams: dict[int, Stream] = {}
         self._ended: list[tuple[int, str]] = [(0, "")] * _REMEMBERED  # streams and their invocations
         self._loaded: asyncio.Future[dict[str, Any]] | None = None
@@ -237,6 +239,9 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
+        unsent = self._next_unsent if self._out else self._next + 1
+        for stream in [stream for number, stream in self._streams.items() if number >= unsent]:
+            stream.finish(self._not_sent())
         _wake(self.gone)
         died = errors.InstanceDied("the instance ended before it was ready.", instance=self.instance)
         for waiting in (self.connected, self._loaded):
@@ -328,11 +333,17 @@ class Link(asyncio.Protocol):
         self.send(wire.CALL, self._next, header, body)
         if self._abandoned is not None:
             stream.finish(self._abandoned)
+        elif self.lost:
+            stream.finish(self._not_sent())
         return stream
+
+    def _not_sent(self) -> errors.NotSent:
+        return errors.NotSent("the instance ended before the call was written to it.", instance=self.instance)
 
     def send(self, type: int, stream: int, header: bytes = b"", body: bytes = b"") -> None:
         if self._transport is not None and not self.lost:
             if not self._out:
+                self._next_unsent = self._next + (type != wire.CALL)
                 self.loop.call_soon(self._flush if len(self._streams) < 2 else self._flush_soon)
             self._out.append(wire.encode(type, stream, header, body))
 

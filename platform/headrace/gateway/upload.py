@@ -16,10 +16,11 @@ class Upload:
     """A request body: whole when it is small, else in pieces that are read as the instance takes them.
 
     Up to `limit` bytes. A caller may take its time, but not pause for longer than `pause_s` between two pieces.
-    `announced`: its Content-Length; None when there is none, and `empty` when there is no body either.
+    `announced`: its Content-Length; None when there is none, and `empty` when there is no body either. `body`: the
+    whole of it, when there is no `more`.
     """
 
-    __slots__ = ("_limit", "_pause_s", "_pending", "_size", "announced", "empty", "more", "receive")
+    __slots__ = ("_limit", "_pause_s", "_pending", "_size", "announced", "body", "empty", "more", "receive")
 
     def __init__(self, scope: Scope, receive: Receive, limit: int, pause_s: float) -> None:
         """Raises `CallerError` for a transfer coding that is not undone here."""
@@ -28,6 +29,7 @@ class Upload:
         self._pause_s = pause_s
         self._size = 0
         self._pending: list[bytes] = []
+        self.body = b""
         self.more = False
         self.announced: int | None = None
         chunked = scope["http_version"] != "1.1"
@@ -40,8 +42,8 @@ class Upload:
                     raise errors.CallerError("of the transfer codings only chunked is taken: use Content-Encoding.")
         self.empty = self.announced is None and not (chunked and scope["method"] not in _BODILESS)
 
-    async def start(self, within_s: float) -> bytes:
-        """The whole body, or nothing with `more` set; a small one has to arrive `within_s` seconds.
+    async def start(self, within_s: float) -> None:
+        """Read the whole body, which has to arrive in `within_s` seconds, or set `more` for one that is not small.
 
         Raises `TooLarge`, `ClientGone`, `RequestTimeout`.
         """
@@ -56,9 +58,9 @@ class Upload:
         except TimeoutError:
             raise self._late() from None
         if self._size <= wire.INLINE:
-            return b"".join(self._pending)
-        self.more = True
-        return b""
+            self.body = b"".join(self._pending)
+        else:
+            self.more = True
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """The body of an upload with `more`, piece by piece. Raises `TooLarge`, `ClientGone`, `RequestTimeout`."""
