@@ -23,6 +23,7 @@ from headrace.gateway.invoke import Invoker
 from headrace.gateway.pool import Member, Pool
 from headrace.gateway.routes import Routes
 from headrace.gateway.server import Gateway
+from headrace.gateway.sockets import Sockets
 from headrace.model import Function, Target, Version, VersionConfig, VersionState
 from headrace.node import Switchboard
 from headrace.settings import Settings
@@ -160,7 +161,10 @@ class House:
         self.active: set[Pool] = set()
         self.pools: dict[int, Pool] = {}
         self.retired: list[Pool] = []  # their last calls may still run
-        self.fleet = Fleet(self.driver, switchboard or Switchboard(), self.settings, lambda version, id: self._line)
+        self.sockets = Sockets(self.settings.socket_drain_s)
+        self.fleet = Fleet(
+            self.driver, switchboard or Switchboard(self.sockets), self.settings, lambda version, id: self._line
+        )
         self.routes = Routes(self.pool_of)
         self.invoker = Invoker(
             self.routes,
@@ -169,6 +173,7 @@ class House:
             "node",
             max_body=1 << 20,
             look_again=self._look_again,
+            sockets=self.sockets,
             monotonic=_now,
         )
         self.gateway = Gateway(self.invoker, self.active, self._late, self.settings)
@@ -194,6 +199,7 @@ class House:
         }
         target = Target(function, {"live": {live: 100}} if live else {}, versions, revision)
         self.routes.put(target)
+        self.sockets.moved(1, target)
         for gone in self.pools.keys() - versions.keys():
             self.fleet.retire(gone)
             self.retired.append(self.pools.pop(gone))

@@ -11,6 +11,7 @@ import asyncio
 import gc
 import logging
 import os
+import resource
 import secrets
 import signal
 import sys
@@ -268,6 +269,8 @@ def main(arguments: list[str]) -> int:
     logging.getLogger("_granian").setLevel(logging.CRITICAL)  # a broken-off answer is in its record, not in the log
     try:
         settings = knobs.load(os.environ, runtimes.declared())
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # every open WebSocket is a file
         os.umask(0o022)  # bundles, layers and shims are read by the sandbox's user; homes have their own modes
         uvloop.run(ROLES[arguments[0]](settings, SystemClock()))
     except errors.SettingsError as error:

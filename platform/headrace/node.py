@@ -24,6 +24,7 @@ from headrace.gateway.invoke import Invoker
 from headrace.gateway.pool import Member, Pool
 from headrace.gateway.routes import Routes
 from headrace.gateway.server import Gateway
+from headrace.gateway.sockets import Sockets
 from headrace.model import Node as NodeRow
 from headrace.model import Target, Version
 from headrace.peer import PeerServer
@@ -52,8 +53,14 @@ _MOST_LOOKED = 10_000
 class Switchboard:
     """Where instances dial in: the gateway's links, as the fleet asks for them."""
 
+    def __init__(self, sockets: Sockets) -> None:
+        self._sockets = sockets
+
     def link(self, instance: str, on_lost: Any) -> links.Link:
         return links.Link(instance, on_lost)
+
+    def loaded(self, link: Any, version: Version) -> None:
+        link.commands = self._sockets.commands(version.function_id)
 
     def listen(self, path: Any, link: Any) -> Any:
         return links.listen(path, link)
@@ -71,7 +78,8 @@ class Node:
         self._nodes = Nodes(database, clock)
         self._recorder = Recorder(Records(database, clock).append, clock, id)
         self._tap = LogTap(self._recorder.line)
-        self._fleet = Fleet(driver, Switchboard(), settings, self._tap.of)
+        self._sockets = Sockets(settings.socket_drain_s)
+        self._fleet = Fleet(driver, Switchboard(self._sockets), settings, self._tap.of)
         self._pools: dict[int, Pool] = {}
         self._active: set[Pool] = set()
         self._routes = Routes(self._pool_of)
@@ -84,6 +92,7 @@ class Node:
             max_body=settings.max_body_mb << 20,
             body_timeout_s=settings.body_timeout_s,
             look_again=self._look_again,
+            sockets=self._sockets,
         )
         self._gateway = Gateway(self._invoker, self._active, self._late, settings)
         self._peer = PeerServer(
@@ -152,6 +161,7 @@ class Node:
         before = self._routes.target(target.function.id)
         if not self._routes.put(target):
             return
+        self._sockets.moved(target.function.id, target)
         if before is not None:
             for number in before.versions.keys() - target.versions.keys():
                 self._retire(before.versions[number])
@@ -170,6 +180,7 @@ class Node:
 
     def _drop(self, function_id: int) -> None:
         target = self._routes.drop(function_id)
+        self._sockets.moved(function_id, None)
         if target is not None:
             self._fleet.publish(_published(target), ())
             for version in target.versions.values():
@@ -318,6 +329,7 @@ class Node:
             "serving": self._serving,
             "functions": len(self._routes),
             "in_flight": self._invoker.in_flight,
+            "sockets": len(self._sockets),
             "dropped_invocations": self._recorder.dropped_invocations,
             "dropped_lines": self._recorder.dropped_lines,
             **self._fleet.status(),

@@ -53,6 +53,9 @@ class Settings(BaseModel):
     body_timeout_s: float = Field(30.0, ge=1, le=900, description="Longest pause between two pieces of a body.")
     idle_timeout_s: float = Field(75.0, ge=5, le=3600, description="A connection without a call is kept this long.")
     drain_s: float = Field(30.0, ge=0, le=900, description="A stopping node waits this long for running calls.")
+    socket_drain_s: float = Field(
+        300.0, ge=0, le=86_400, description="A WebSocket stays this long with a version that lost its traffic."
+    )
     retention_days: float = Field(7.0, gt=0, le=3650, description="Invocations and logs are kept this long.")
     retention_mb: int = Field(1024, ge=16, le=1_000_000, description="Invocations and logs take up to this, MiB.")
     prewarm: int = Field(2, ge=0, le=1000, description="Generic instances of each kind that wait for a cold call.")

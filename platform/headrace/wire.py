@@ -35,6 +35,7 @@ DRAIN = 15  # node -> instance: finish the running calls, shut down, exit
 WS_ACCEPT = 16
 WS_MESSAGE = 17
 WS_CLOSE = 18
+WS_GROUP = 19  # instance -> node: put a connection of the function into a group, or take it out
 
 MAX_PAYLOAD = 1 << 20  # bytes of header and body together; more is a protocol error
 INLINE = 64 << 10  # a body up to this many bytes travels inside CALL or REPLY

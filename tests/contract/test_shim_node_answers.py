@@ -183,10 +183,3 @@ async def test_nothing_that_a_handler_does_wrong_ends_the_shim(tmp_path: Path) -
         for path, expected in (("/twice", b"first"), ("/date", b'{"at":null}'), ("/frozen", b"x")):
             answer = await shim.call(path)
             assert (answer.error, answer.body) == (None, expected), path
-
-
-async def test_a_plain_handler_takes_no_websocket(tmp_path: Path) -> None:
-    async with loaded_node(tmp_path, "exports.handler = () => 1;") as shim:
-        answer = await shim.call("/", ws=True)
-        assert (answer.status, answer.frames[0].type) == (400, wire.REPLY)
-        assert b"takes no WebSocket" in answer.body

@@ -18,6 +18,7 @@ import virtual_time
 from fleet_kit import Answer, House, house
 from headrace import wire
 from headrace.gateway import link as links
+from headrace.gateway.sockets import Sockets
 from headrace.node import Switchboard
 
 Writer = Literal["node", "instance"]
@@ -30,6 +31,7 @@ class Scissors(Switchboard):
     """Strikes the `at`-th frame that `writer` writes, counted over all connections; 0: none."""
 
     def __init__(self, writer: Writer, strike: Strike, at: int) -> None:
+        super().__init__(Sockets(1))
         self.writer = writer
         self.strike = strike
         self.at = at

@@ -12,6 +12,7 @@ from headrace.gateway.access import Gatekeeper
 from headrace.gateway.invoke import Invoker
 from headrace.gateway.routes import Routes
 from headrace.gateway.server import Gateway
+from headrace.gateway.sockets import Sockets
 from headrace.settings import Settings
 
 
@@ -21,7 +22,8 @@ async def _nothing_new(function_id: int) -> bool:
 
 def _gateway(**settings: Any) -> Gateway:
     routes = Routes(lambda target, version: pytest.fail("no pool is wanted"))
-    invoker = Invoker(routes, Gatekeeper(), lambda row: None, "n", max_body=1, look_again=_nothing_new)
+    sockets = Sockets(1)
+    invoker = Invoker(routes, Gatekeeper(), print, "n", max_body=1, look_again=_nothing_new, sockets=sockets)
     return Gateway(invoker, set(), lambda member: None, Settings(**settings))
 
 

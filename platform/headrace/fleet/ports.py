@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from headrace.errors import HeadraceError
+from headrace.model import Version
 
 
 class Link(Protocol):
@@ -67,6 +68,10 @@ class Switchboard(Protocol):
 
     def link(self, instance: str, on_lost: Callable[[], None]) -> Link:
         """A link that waits for its instance."""
+        ...
+
+    def loaded(self, link: Any, version: Version) -> None:
+        """The instance of `link` runs `version` from here on."""
         ...
 
     def listen(self, path: Path, link: Any) -> AbstractAsyncContextManager[None]:

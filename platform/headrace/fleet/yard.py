@@ -121,6 +121,7 @@ class Yard:
         instance.version = version
         instance.handler_kind = str(instance.link.hello.get("kind", "handler"))
         instance.link.log = self._log_of(version, instance.id)
+        self._switchboard.loaded(instance.link, version)
         instance.become(InstanceState.READY)
 
     async def load(self, instance: Instance, version: Version) -> None:
@@ -156,6 +157,7 @@ class Yard:
         instance.remember()
         await asyncio.to_thread(copy_tree, self._settings.code_dir(version.digest), instance.directory / "code")
         link.log = self._log_of(version, instance.id)
+        self._switchboard.loaded(link, version)
         return await link.load(load_header(version), _LOAD_S)
 
     async def freeze(self, instance: Instance) -> None:

@@ -3,7 +3,8 @@
 The server bounds the time for a request's headers, but only from the first byte that is clearly HTTP/1. Who connects
 and says nothing, or only a part of HTTP/2's preface, and who keeps an HTTP/2 connection without a request, would be
 kept for good, and enough of them would take every place there is. So now and then the kernel is asked, for each
-connection of the function port, how long no byte went either way; those with a call in progress are left alone.
+connection of the function port, how long no byte went either way; those with a call in progress, and WebSockets, are
+left alone, and from then on the kernel asks their other end whether it still lives.
 """
 
 from __future__ import annotations
@@ -61,7 +62,18 @@ class Idle:
         address, port, *_ = connection.getpeername()
         sent, received, acked, got = _info.unpack_from(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192))
         spoke = got >= _PREFACE or acked > 1  # the handshake may count as one
-        if min(sent, received) < (self._idle_ms if spoke else self._header_ms) or (address, str(port)) in busy:
+        if min(sent, received) < (self._idle_ms if spoke else self._header_ms):
+            return False
+        if (address, str(port)) in busy:
+            _probe(connection)
             return False
         connection.shutdown(socket.SHUT_RDWR)  # of the connection, not of this copy: the server reads its end
         return True
+
+
+def _probe(connection: socket.socket) -> None:
+    """Let the kernel ask whether the other end is still there: a machine that vanished says no goodbye."""
+    if not connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE):
+        for option, value in ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 20), (socket.TCP_KEEPCNT, 4)):
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

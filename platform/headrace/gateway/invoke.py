@@ -23,6 +23,7 @@ from headrace.gateway.access import Gatekeeper
 from headrace.gateway.call import PATIENCE_S, Call, Peer, Receive, Scope, Send, gone
 from headrace.gateway.pool import Member, Waiter
 from headrace.gateway.routes import Route, Routes
+from headrace.gateway.sockets import Sockets
 from headrace.gateway.upload import Upload, feed
 
 _LONGEST_WAIT = 60.0  # seconds in the queue; a version's own timeout_s may make it shorter
@@ -51,6 +52,7 @@ class Invoker:
         max_body: int,
         body_timeout_s: float = 30.0,
         look_again: Callable[[int], Awaitable[bool]],
+        sockets: Sockets,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.routes = routes
@@ -60,7 +62,7 @@ class Invoker:
         self.monotonic = monotonic
         self._look_again = look_again
         self.calls: set[Call] = set()
-        self.sockets: set[links.Stream] = set()  # open WebSockets, which have no deadline
+        self.sockets = sockets
         self._record = record
         self._node = node
         self._salt = os.urandom(3).hex()
@@ -99,7 +101,7 @@ class Invoker:
             except errors.NotSent:
                 if upload.more:  # some of it was read already
                     raise
-                self._give_back(call)
+                self.give_back(call)
                 await self._run(call, route, upload, scope, send)
         except errors.HeadraceError as error:
             call.failed(error)
@@ -210,7 +212,7 @@ class Invoker:
             )
         )
 
-    def _give_back(self, call: Call) -> None:
+    def give_back(self, call: Call) -> None:
         """Release the slot of a call that goes on without it."""
         if call.runnable is not None and call.member is not None:
             call.runnable.pool.release(call.member, self.monotonic())
@@ -239,12 +241,16 @@ class Invoker:
             "v": scope["http_version"],
             **more,
         }
+        return self.write(call, member, header, body)
+
+    def write(self, call: Call, member: Member, header: dict[str, Any], body: bytes) -> links.Stream:
+        """Write a CALL frame. Raises `TooLarge` when it would not fit."""
+        assert call.runnable is not None
         encoded = orjson.dumps(header)
         if len(encoded) + len(body) > wire.MAX_PAYLOAD:
             raise errors.TooLarge(f"the request's headers and URL take {len(encoded)} bytes: send less.")
         call.sent_at = self.monotonic()
-        deadline = float("inf") if "ws" in more else call.sent_at + runnable.timeout_s
-        return member.link.call(call.id, encoded, body, call.sent_at, deadline)
+        return member.link.call(call.id, encoded, body, call.sent_at, call.sent_at + call.runnable.timeout_s)
 
     async def _converse(self, call: Call, stream: links.Stream, upload: Upload, send: Send) -> None:
         feeding = None

@@ -31,11 +31,15 @@ _MOST_MESSAGES = 10_000
 _ANSWERS = frozenset((wire.REPLY, wire.HEAD, wire.WS_ACCEPT))  # an answer, or the start of one
 _REMEMBERED = 64  # ended streams, at most, whose late log lines still find their invocation
 
-
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]  # ASGI's
-
-
 LogSink = Callable[[str, dict[str, Any], bytes], None]  # invocation or "", header of LOG, text
+CommandSink = Callable[["Stream", wire.Frame], None]
+
+_COMMANDS = (wire.WS_MESSAGE, wire.WS_CLOSE, wire.WS_GROUP)
+
+
+def _no_commands(stream: Stream, frame: wire.Frame) -> None:
+    """A link whose instance runs no version yet."""
 
 
 class Stream:
@@ -58,7 +62,9 @@ class Stream:
         "id",
         "invocation",
         "opened",
+        "parts",
         "receive",
+        "relayed",
     )
 
     def __init__(self, link: Link, id: int, invocation: str, opened: float, deadline: float) -> None:
@@ -70,6 +76,8 @@ class Stream:
         self.caller_slow = False  # true while its time goes by waiting for the caller, not for the function
         self.receive: Receive | None = None  # where the caller's leaving shows, once a call takes long
         self.failure: errors.FunctionError | None = None  # of the function, after its complete streamed answer
+        self.relayed = False  # a WebSocket that an application holds: its messages are relayed, and are no commands
+        self.parts: bytearray | None = None  # of a message that a command sends, while it arrives
         self.answer: asyncio.Future[wire.Frame] = link.loop.create_future()
         self._chunks: deque[wire.Frame] = deque()
         self._held = 0  # bytes in _chunks, headers too
@@ -87,10 +95,7 @@ class Stream:
                 frame = self._chunks.popleft()
                 self._held -= len(frame.header) + len(frame.body)
                 yield frame
-                self._consumed += len(frame.body)
-                if self._consumed >= _GRANT and not self._ended:
-                    self._link.send(wire.WINDOW, self.id, b'{"n":%d}' % self._consumed)
-                    self._consumed = 0
+                self.grant(len(frame.body))
             if self._ended:
                 if isinstance(self._ended, errors.HeadraceError):
                     raise self._ended
@@ -100,6 +105,13 @@ class Stream:
                 await self._more
             finally:
                 self._more = None
+
+    def grant(self, size: int) -> None:
+        """`size` bytes are consumed: the instance may send as many more."""
+        self._consumed += size
+        if self._consumed >= _GRANT and not self._ended:
+            self._link.send(wire.WINDOW, self.id, b'{"n":%d}' % self._consumed)
+            self._consumed = 0
 
     async def send(self, type: int, header: bytes, body: bytes) -> None:
         """Send a piece of a body of any length, as the window allows. Returns at once when the stream has ended."""
@@ -155,21 +167,17 @@ class Stream:
                 self.answer.set_result(frame)
                 if kind == wire.REPLY:
                     self.finish(True)
+                elif kind == wire.WS_ACCEPT:
+                    self._accepted(frame)
         elif kind == wire.WINDOW:
             granted = wire.loads(frame.header).get("n")
             if isinstance(granted, int) and granted > 0:
                 self._window = min(self._window + granted, wire.WINDOW_SIZE)  # more was never asked for
                 _wake(self._room)
+        elif kind in _COMMANDS and not self.relayed:
+            self._link.commands(self, frame)
         elif kind in (wire.BODY, wire.WS_MESSAGE):
-            if kind == wire.BODY and frame.header:
-                frame = frame._replace(header=b"")
-            self._held += len(frame.header) + len(frame.body)
-            if self._held > 2 * wire.WINDOW_SIZE:
-                raise wire.ProtocolError("more bytes than the window allows")
-            self._chunks.append(frame)
-            if len(self._chunks) >= _MANY_FRAMES:
-                self._make_room()
-            _wake(self._more)
+            self._keep(frame)
         elif kind == wire.WS_CLOSE:
             self._chunks.append(frame)
             self.finish(True)
@@ -178,6 +186,24 @@ class Stream:
             if header.get("x"):
                 self.failure = function_error(header["x"])
             self.finish(function_error(header["e"]) if header.get("e") else True)
+
+    def _keep(self, frame: wire.Frame) -> None:
+        if frame.type == wire.BODY and frame.header:
+            frame = frame._replace(header=b"")
+        self._held += len(frame.header) + len(frame.body)
+        if self._held > 2 * wire.WINDOW_SIZE:
+            raise wire.ProtocolError("more bytes than the window allows")
+        self._chunks.append(frame)
+        if len(self._chunks) >= _MANY_FRAMES:
+            self._make_room()
+        _wake(self._more)
+
+    def _accepted(self, frame: wire.Frame) -> None:
+        """An application holds the socket from here on, without a deadline; a handler has done its call."""
+        if "ev" in wire.loads(frame.header):
+            self.finish(True)
+        else:
+            self.relayed, self.deadline = True, float("inf")
 
     def _make_room(self) -> None:
         """Many tiny frames wait for a slow reader: pieces of a body are joined, too many messages end the stream."""
@@ -216,6 +242,7 @@ class Link(asyncio.Protocol):
         self._closed = False
         self._abandoned: errors.HeadraceError | None = None
         self.log: LogSink | None = None
+        self.commands: CommandSink = _no_commands  # frames of a handler about sockets of its function
         self._on_lost = on_lost
         self._decoder = wire.Decoder()
         self._transport: asyncio.WriteTransport | None = None
@@ -362,7 +389,7 @@ class Link(asyncio.Protocol):
             self._ended[stream.id % _REMEMBERED] = stream.id, stream.invocation
 
     def overdue(self, now: float) -> list[Stream]:
-        """The calls whose deadline has passed. A WebSocket has none."""
+        """The calls whose deadline has passed. A WebSocket that an application holds has none."""
         late = []
         for stream in self._streams.values():
             if stream.deadline <= now:

@@ -119,12 +119,11 @@ class Gateway:
     async def stop(self, drain_s: float) -> None:
         """Take no further connection and give running calls up to `drain_s` seconds."""
         if self._server is not None and self._serving is not None:
-            for stream in list(self._invoker.sockets):
-                stream.close("client", errors.NodeUnavailable("the node stops; connect again."))
+            self._invoker.sockets.end_all("the node stops")
             self._server.stop()  # type: ignore[no-untyped-call]
             try:
                 async with asyncio.timeout(drain_s):
-                    while self._invoker.in_flight:  # noqa: ASYNC110 - the hot path only counts
+                    while self._invoker.in_flight or len(self._invoker.sockets):  # noqa: ASYNC110 - the hot path only counts
                         await asyncio.sleep(_TICK_S)
                     await self._serving
             except TimeoutError:
@@ -146,7 +145,7 @@ class Gateway:
         while True:
             await asyncio.sleep(_SWEEP_S)
             try:
-                busy = frozenset(call.peer for call in self._invoker.calls)
+                busy = self._invoker.sockets.peers().union(call.peer for call in self._invoker.calls)
                 await asyncio.to_thread(self._idle.sweep, busy)
             except OSError:
                 logger.warning("idle connections cannot be looked for", exc_info=True)

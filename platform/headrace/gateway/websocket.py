@@ -1,8 +1,10 @@
-"""WebSocket calls: an ASGI socket of the server on one side, a stream of an instance on the other.
+"""WebSocket calls: the upgrade asks the function, which holds the socket itself or leaves it to the gateway.
 
-A socket holds a slot of its instance for as long as it is open and has no deadline. (The server sends no headers of
-ours with an accepted upgrade, so its invocation and version are in the record only.) Messages flow under the
-stream's windows in both directions, so neither a slow browser nor a slow function makes the node buffer.
+An application (ASGI) holds it: a socket of the server on one side, a stream of an instance on the other. It keeps a
+slot of its instance for as long as it is open and has no deadline; messages flow under the stream's windows in both
+directions, so neither a slow browser nor a slow function makes the node buffer. A plain handler answers the upgrade
+like any call and is done with it; `events` has the rest. (The server sends no headers of ours with an accepted upgrade,
+so the invocation and version are in the record only.)
 """
 
 from __future__ import annotations
@@ -10,24 +12,33 @@ from __future__ import annotations
 import asyncio
 
 from headrace import errors, wire
+from headrace.gateway import events, sockets
 from headrace.gateway import link as links
 from headrace.gateway.answer import own_headers, problem_of, read_head
 from headrace.gateway.call import Call, Receive, Scope, Send
 from headrace.gateway.invoke import Invoker, affinity
+from headrace.gateway.sockets import Socket
+from headrace.model import LIVE
 
-_NORMAL = 1000
-_ABNORMAL = 1006
 _GOING_AWAY = 1001
-_RESTART = 1012
 _INTERNAL = 1011
-_TOO_BIG = 1009
-_MAX_MESSAGE = 16 << 20  # bytes of one message from the function, held while its pieces arrive
+_MAX_MESSAGE = 16 << 20  # bytes of one message from an application, held while its pieces arrive
 
 
 async def serve(
     invoker: Invoker, call: Call, scope: Scope, receive: Receive, send: Send, *, spelling: str, by_host: bool
 ) -> None:
     """Carry one WebSocket between its client and the function `spelling`. `by_host`: the host named the function."""
+    socket = await _open(invoker, call, scope, receive, send, spelling=spelling, by_host=by_host)
+    if socket is not None:
+        await events.serve(invoker, socket, receive, send)
+
+
+async def _open(
+    invoker: Invoker, call: Call, scope: Scope, receive: Receive, send: Send, *, spelling: str, by_host: bool
+) -> Socket | None:
+    """The upgrade, as a call: the socket that a plain handler has accepted. An application's has ended on return."""
+    socket, accepted = None, False
     invoker.calls.add(call)
     try:
         await receive()  # websocket.connect
@@ -35,15 +46,17 @@ async def serve(
         call.prefix = "" if by_host else route.prefix
         invoker.gatekeeper.check(route, scope["headers"])
         call.runnable = route.choose(affinity(scope) if route.chooses else None)
+        socket = invoker.sockets.open(route.function.id, call.runnable, _alias(spelling))  # in the step that chose
+        _introduce(socket, call, scope, route.hashes)
         member = invoker.slot(call, route, scope) or await invoker.wait(call, None)
-        stream = invoker.open(call, route, member, scope, b"", ws=True)
-        invoker.sockets.add(stream)
+        place = {"ws": True, "c": socket.id, "at": int(socket.opened_at * 1000)}
+        stream = invoker.open(call, route, member, scope, b"", **place)
         try:
-            await _converse(call, stream, call.runnable.timeout_s, receive, send)
+            scope.clear()  # of an idle socket, the request's headers are most of what would be kept
+            accepted = await _converse(call, socket, stream, receive, send)
         except wire.ProtocolError as error:
             raise errors.FunctionError(f"the instance sent an answer that can't be read: {error}.") from None
         finally:
-            invoker.sockets.discard(stream)
             stream.close("client")
     except errors.HeadraceError as error:
         call.failed(error)
@@ -56,44 +69,79 @@ async def serve(
         raise
     finally:
         invoker.settle(call)
+        if socket is not None and not accepted:
+            await socket.leave()
+    return socket if accepted else None
 
 
 async def refuse(send: Send, error: errors.HeadraceError, call: Call | None = None) -> None:
     """Answer the upgrade with a problem; close an accepted socket with the code that fits."""
     if call is not None and call.status == 101:
-        code = _RESTART if isinstance(error, errors.NodeUnavailable) else _INTERNAL
-        await send({"type": "websocket.close", "code": code, "reason": error.title})
+        code = sockets.RESTART if isinstance(error, errors.NodeUnavailable) else _INTERNAL
+        await sockets.close(send, code, error.title)
         return
     status, headers, body = problem_of(error, call)
     await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
     await send({"type": "websocket.http.response.body", "body": body})
 
 
-async def _converse(call: Call, stream: links.Stream, timeout_s: float, receive: Receive, send: Send) -> None:
-    try:
-        async with asyncio.timeout(timeout_s):
-            frame = await stream.answer
-    except TimeoutError:
-        stream.close("timeout")
-        raise errors.TimedOut("the function did not accept the socket within timeout_s.") from None
+def _alias(spelling: str) -> str | None:
+    """The alias whose traffic a call of `spelling` gets; None when it names a version."""
+    which = spelling.partition("@")[2] or LIVE
+    return None if which.isdecimal() else which
+
+
+def _introduce(socket: Socket, call: Call, scope: Scope, hashed: bool) -> None:
+    socket.peer = call.peer
+    socket.address = scope["client"][0] if scope["client"] else ""
+    socket.host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
+    socket.subprotocols = tuple(scope["subprotocols"])
+    socket.key = affinity(scope) if hashed else None
+
+
+async def _converse(call: Call, socket: Socket, stream: links.Stream, receive: Receive, send: Send) -> bool:
+    """Do what the function answers to the upgrade; True when a plain handler has accepted it."""
+    frame = await stream.answer
     if frame.type != wire.WS_ACCEPT:
         await _denied(call, frame, send)
-        return
-    chosen = links.parse(frame.header).get("sp")
-    await send({"type": "websocket.accept", "subprotocol": chosen if isinstance(chosen, str) else None, "headers": []})
+        return False
+    header = links.parse(frame.header)
+    handler, chosen = "ev" in header, header.get("sp")
+    if handler and chosen is not None and chosen not in socket.subprotocols:
+        raise errors.FunctionError("the handler chose a subprotocol that the client does not offer.")
+    socket.subprotocols = ()
     call.status, call.answering = 101, True
-    loop = asyncio.get_running_loop()
-    up = loop.create_task(_from_client(call, stream, receive), name=f"socket {call.id} up")
-    down = loop.create_task(_from_function(call, stream, send), name=f"socket {call.id} down")
     try:
-        await asyncio.wait((up, down), return_when=asyncio.FIRST_COMPLETED)
+        subprotocol = chosen if isinstance(chosen, str) else None
+        await send({"type": "websocket.accept", "subprotocol": subprotocol, "headers": []})
+    except RuntimeError:  # the server's word for a client that has left
+        call.failed(errors.ClientGone("the client went away while the function accepted its socket."))
+        return handler  # which has accepted, and is told the end
+    if not handler:
+        await _application(call, socket, stream, receive, send)
+    return handler
+
+
+async def _application(call: Call, socket: Socket, stream: links.Stream, receive: Receive, send: Send) -> None:
+    loop = asyncio.get_running_loop()
+    up = loop.create_task(_from_client(call, stream, receive, send), name=f"socket {call.id} up")
+    down = loop.create_task(_from_function(call, stream, send), name=f"socket {call.id} down")
+    socket.stream, socket.reader = stream, up
+    try:
+        if socket.ending is not None:  # while it was opened
+            stream.hang_up(*socket.ending)
+        else:
+            await asyncio.wait((up, down), return_when=asyncio.FIRST_COMPLETED)
+        if socket.ending is not None:
+            await asyncio.wait((down,), timeout=sockets.CLOSE_S)
     finally:
         for task in (up, down):
             task.cancel()  # the server takes no close while somebody still waits to receive
         await asyncio.gather(up, down, return_exceptions=True)
-    if not down.cancelled():
-        code, reason = down.result()
-        await send({"type": "websocket.close", "code": code, "reason": reason})
+    if socket.ending is not None:
+        await sockets.close(send, *socket.ending)
+    elif not down.cancelled():
+        await sockets.close(send, *down.result())
     elif not up.cancelled():
         up.result()
 
@@ -110,17 +158,15 @@ async def _denied(call: Call, frame: wire.Frame, send: Send) -> None:
     await send({"type": "websocket.http.response.body", "body": frame.body})
 
 
-async def _from_client(call: Call, stream: links.Stream, receive: Receive) -> None:
-    while True:
-        message = await receive()
-        if message["type"] == "websocket.disconnect":
-            code = message.get("code") or _ABNORMAL
-            stream.hang_up(code, message.get("reason") or "")
-            return
+async def _from_client(call: Call, stream: links.Stream, receive: Receive, send: Send) -> None:
+    while (message := await events.receive_from(receive))["type"] == "websocket.receive":
         text = message.get("text")
         body = text.encode() if text is not None else message["bytes"]
         call.bytes_in += len(body)
         await stream.send(wire.WS_MESSAGE, b'{"t":1}' if text is not None else b'{"t":0}', body)
+    code = message.get("code") or events.LOST
+    stream.hang_up(code, message.get("reason") or "")
+    await events.after_leaving(send, code)
 
 
 async def _from_function(call: Call, stream: links.Stream, send: Send) -> tuple[int, str]:
@@ -130,26 +176,20 @@ async def _from_function(call: Call, stream: links.Stream, send: Send) -> tuple[
     async for frame in stream.frames():
         header = links.parse(frame.header)
         if frame.type == wire.WS_CLOSE:
-            reason = header.get("r")
-            return _sendable(header.get("c")), reason if isinstance(reason, str) else ""
+            return sockets.sendable(header.get("c")), sockets.clipped(header.get("r"))
         parts.append(frame.body)
         size += len(frame.body)
         if size > _MAX_MESSAGE:
-            return _TOO_BIG, "the function sent a message that is too big"
+            return sockets.TOO_BIG, "the function sent a message that is too big"
         if header.get("more"):
             continue
         message, parts, size = b"".join(parts), [], 0
         call.bytes_out += len(message)
-        if header.get("t"):
-            await send({"type": "websocket.send", "text": message.decode("utf-8", "replace")})
-        else:
-            await send({"type": "websocket.send", "bytes": message})
+        try:
+            async with asyncio.timeout(sockets.STALLED_S):
+                await send(sockets.outgoing(bool(header.get("t")), message))
+        except TimeoutError:
+            return sockets.POLICY, sockets.TOO_SLOW
+        except RuntimeError:
+            raise errors.ClientGone("the client went away while a message was sent to it.") from None
     return _GOING_AWAY, ""
-
-
-def _sendable(code: object) -> int:
-    """`code` when a close frame may carry it (RFC 6455, 7.4), else 1000."""
-    if type(code) is not int:
-        return _NORMAL
-    fits = (1000 <= code <= 1014 and code not in (1004, 1005, 1006)) or 3000 <= code <= 4999
-    return code if fits else _NORMAL

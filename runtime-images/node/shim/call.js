@@ -24,6 +24,7 @@ class Call {
   pieces = null; // of a request body that is still arriving
   flow = null;
   source = null; // of a streamed answer, while it is read
+  sockets = null; // `context.ws`, once the handler has asked for it
   #consumed = 0; // request bytes not granted yet
   #controller = null;
 
@@ -64,6 +65,11 @@ class Call {
     this.link.send(wire.encode(wire.HEAD, this.stream, head));
   }
 
+  /** What sends under the window of this call, its answer and its messages to WebSockets. */
+  outflow() {
+    return this.flow ?? new Outflow(this);
+  }
+
   /** Send the last frame of the answer, unless nobody waits for it. */
   finish(type, head, body) {
     if (this.answered) return;
@@ -88,11 +94,11 @@ class Call {
   }
 }
 
-/** Sends a streamed body under the window of its call. One sender at a time. */
+/** Sends a streamed body, and messages to WebSockets, under the window of its call. */
 class Outflow {
   #call;
   #window = wire.WINDOW_SIZE;
-  #wake = null;
+  #wakes = [];
 
   constructor(call) {
     this.#call = call;
@@ -106,20 +112,27 @@ class Outflow {
 
   /** Let the sender look again: there is room, or nobody is there any more. */
   stop() {
-    this.#wake?.();
-    this.#wake = null;
+    for (const wake of this.#wakes.splice(0)) wake();
   }
 
-  /** Send `data` as the window allows; throws `Gone`. */
-  async send(data) {
+  /** Send `data` as one frame if the window allows. */
+  sendAtOnce(data, frame) {
+    if (this.#window <= 0 || data.length > wire.CHUNK) return false;
+    this.#window -= data.length;
+    this.#call.link.send(frame(data, false));
+    return true;
+  }
+
+  /** Send `data` as the window allows, in frames made by `frame(piece, more)`; throws `Gone`. */
+  async send(data, frame = (piece) => wire.encode(wire.BODY, this.#call.stream, '', piece)) {
     for (let at = 0; at < data.length; ) {
       if (this.#call.gone) throw new Gone();
       if (this.#window <= 0) {
-        await new Promise((resolve) => (this.#wake = resolve));
+        await new Promise((resolve) => this.#wakes.push(resolve));
       } else {
         const size = Math.min(this.#window, wire.CHUNK, data.length - at);
         this.#window -= size;
-        this.#call.link.send(wire.encode(wire.BODY, this.#call.stream, '', data.subarray(at, at + size)));
+        this.#call.link.send(frame(data.subarray(at, at + size), at + size < data.length));
         at += size;
       }
     }

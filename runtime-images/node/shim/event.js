@@ -8,6 +8,7 @@
 
 const { isUtf8 } = require('node:buffer');
 const querystring = require('node:querystring');
+const { Connections } = require('./sockets');
 
 const TEXT_TYPES = new Set([
   'application/json',
@@ -15,6 +16,7 @@ const TEXT_TYPES = new Set([
   'application/javascript',
   'application/x-www-form-urlencoded',
 ]);
+const CONNECT_KEYS = ['headers', 'queryStringParameters', 'rawPath', 'rawQueryString']; // of the request
 const MONTHS = ['Jan', 'Feb', 'Mar', 'Apr', 'May', 'Jun', 'Jul', 'Aug', 'Sep', 'Oct', 'Nov', 'Dec'];
 
 /** The payload of a call is not JSON. */
@@ -53,6 +55,11 @@ class Context {
   /** An AbortSignal: aborted when the time is up or the caller has left, so that nobody waits for the answer. */
   get signal() {
     return this.#call.signal;
+  }
+
+  /** The WebSockets of this function: answer, close, send to others and to groups. */
+  get ws() {
+    return (this.#call.sockets ??= new Connections(this.#call));
   }
 
   get invocationId() {
@@ -108,6 +115,7 @@ class Events {
 
   /** The event of a call; throws `BadPayload` for a payload that is not JSON. */
   event(head, body) {
+    if ('c' in head) return this.#socket(head, body);
     if ('m' in head) return this.#http(head, body);
     if (!body.length) return {};
     if (!isUtf8(body)) throw new BadPayload('the payload of this call is not JSON: it is not UTF-8');
@@ -116,6 +124,44 @@ class Events {
     } catch (error) {
       throw new BadPayload(`the payload of this call is not JSON: ${error.message}`);
     }
+  }
+
+  /** In the shape of API Gateway's WebSocket events. */
+  #socket(head, body) {
+    const kind = head.ev ?? 'connect';
+    const request = kind === 'connect' ? this.#http(head, body) : null;
+    const now = Date.now();
+    const event = {
+      requestContext: {
+        apiId: this.#name,
+        connectedAt: head.at,
+        connectionId: head.c,
+        domainName: request ? request.requestContext.domainName : head.host.replace(/:\d+$/, ''),
+        eventType: kind.toUpperCase(),
+        extendedRequestId: head.id,
+        identity: { sourceIp: head.ip },
+        messageDirection: 'IN',
+        requestId: head.id,
+        requestTime: this.#time(now),
+        requestTimeEpoch: now,
+        routeKey: kind === 'message' ? '$default' : `$${kind}`,
+        stage: '$default',
+      },
+      body: '',
+      isBase64Encoded: false,
+    };
+    if (request) {
+      event.requestContext.identity.userAgent = request.requestContext.http.userAgent;
+      for (const key of CONNECT_KEYS) event[key] = request[key];
+    } else if (kind === 'message') {
+      event.requestContext.messageId = head.id;
+      event.body = body.toString(head.t ? 'utf8' : 'base64');
+      event.isBase64Encoded = !head.t;
+    } else {
+      event.requestContext.disconnectStatusCode = head.code;
+      event.requestContext.disconnectReason = head.r;
+    }
+    return event;
   }
 
   #http(head, body) {

@@ -7,15 +7,14 @@
  */
 
 const wire = require('./wire');
-const { Call, Gone, Outflow } = require('./call');
+const { Call, Gone } = require('./call');
 const { describe } = require('./errors');
 const { Context, Events } = require('./event');
 const { current } = require('./logs');
 const { answer, piece, streamHead } = require('./response');
+const { connectOutcome, eventOutcome } = require('./sockets');
 const { Source } = require('./source');
 
-const NO_WEBSOCKET = Buffer.from('This function is a plain handler and takes no WebSocket.');
-const REFUSED = wire.dumps({ s: 400, h: [['content-type', 'text/plain; charset=utf-8']] });
 const DEPARTURES = new Set(['Gone', 'AbortError', 'TimeoutError']); // names of errors
 const CUT_OFF = 'ERR_STREAM_PREMATURE_CLOSE';
 
@@ -40,8 +39,7 @@ class HandlerApp {
   call(link, frame) {
     const call = new Call(link, frame.stream, wire.loads(frame.header));
     link.calls.set(frame.stream, call);
-    if (call.head.ws) this.#close(call, wire.REPLY, REFUSED, NO_WEBSOCKET);
-    else if (call.head.more) call.pieces = [frame.body];
+    if (call.head.more) call.pieces = [frame.body];
     else this.#begin(call, frame.body);
   }
 
@@ -92,6 +90,7 @@ class HandlerApp {
     let value;
     try {
       value = this.#handler(this.#events.event(call.head, body), new Context(call, this.#function));
+      if ('c' in call.head) value = this.#conclude(call, value);
       if (typeof value?.then !== 'function') {
         this.#answer(call, value);
         return;
@@ -105,10 +104,23 @@ class HandlerApp {
 
   async #follow(call, promise) {
     try {
-      this.#answer(call, await promise);
+      const value = await promise;
+      if ('c' in call.head) return;
+      await call.sockets?.settled();
+      this.#answer(call, value);
     } catch (error) {
       this.#fail(call, error);
     }
+  }
+
+  /** Answer an event of a WebSocket; what it returns goes back to the client as a message. */
+  async #conclude(call, promise) {
+    const value = await promise;
+    const { type, head, body, message } = call.head.ws ? connectOutcome(value) : eventOutcome(value);
+    const { ws } = new Context(call, this.#function);
+    if (message !== undefined) ws.send(message);
+    await ws.settled();
+    this.#close(call, type, head, body);
   }
 
   #answer(call, value) {
@@ -121,7 +133,7 @@ class HandlerApp {
   async #sendLong(call, head, content) {
     try {
       call.open(head);
-      await new Outflow(call).send(content);
+      await call.outflow().send(content);
       this.#close(call, wire.END);
     } catch (error) {
       this.#fail(call, error);
@@ -141,7 +153,7 @@ class HandlerApp {
 
   /** Read `call.source` to its end. An answer without any piece is an empty one. */
   async #send(call) {
-    const flow = new Outflow(call);
+    const flow = call.outflow();
     for (;;) {
       if (call.gone) throw new Gone();
       const { done, value } = await call.source.next();

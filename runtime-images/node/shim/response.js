@@ -86,6 +86,7 @@ function encodeHead(status, headers) {
   return head;
 }
 
+/** `given` as a number; throws `BadResponse` for what is no status. */
 function checkedStatus(given) {
   const status = typeof given === 'string' && /^\d+$/.test(given) ? Number(given) : given;
   if (!Number.isInteger(status) || status < 200 || status > 599) {
@@ -200,6 +201,7 @@ function culprit(value, path, above) {
   return '';
 }
 
+/** Bytes of any kind as a Buffer, null for what is none. */
 function asBytes(value) {
   if (Buffer.isBuffer(value)) return value;
   if (isArrayBufferView(value)) return Buffer.from(value.buffer, value.byteOffset, value.byteLength);
@@ -229,4 +231,4 @@ function brief(value) {
   return inspect(value, { depth: 0, maxStringLength: 80 }).slice(0, 84);
 }
 
-module.exports = { answer, piece, streamHead };
+module.exports = { BadResponse, answer, asBytes, checkedStatus, decoded, isStream, piece, streamHead, toJson };

@@ -30,6 +30,7 @@ const TYPES = Object.freeze({
   WS_ACCEPT: 16,
   WS_MESSAGE: 17,
   WS_CLOSE: 18,
+  WS_GROUP: 19,
 });
 
 const PREFIX_SIZE = 13;

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from threading import Condition
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, Callable, Union
 
 from . import wire
 
@@ -37,6 +37,7 @@ class Call:
         "opened",
         "partial",
         "pieces",
+        "sockets",
         "stream",
         "task",
     )
@@ -55,6 +56,7 @@ class Call:
         self.consumed = 0  # request bytes not granted yet
         self.flow: Outflow | None = None
         self.exchange: Any = None  # of an ASGI application
+        self.sockets: Any = None  # `context.ws`, once the handler has asked for it
         self.task: asyncio.Task[None] | None = None
 
     def grant(self, size: int) -> None:
@@ -82,6 +84,10 @@ class Call:
     def fail(self, error: dict[str, str]) -> None:
         """Finish with a failure, in the way that the state of the answer allows."""
         self.finish(wire.END if self.opened else wire.REPLY, wire.dumps({"e": error}))
+
+    def outflow(self) -> Outflow:
+        """What sends under the window of this call, its answer and its messages to WebSockets."""
+        return self.flow or Outflow(self)
 
     def leave(self) -> None:
         """Nobody waits any more; who sends an answer gets `Gone`."""
@@ -134,6 +140,15 @@ class Outflow:
         self._granted = Signal()
         call.flow = self
 
+    def send_at_once(self, data: Piece, frame: Callable[[bytes, bool], bytes]) -> bool:
+        """Send `data` as one frame if the window allows; from any thread."""
+        with self._wake:
+            if self._window <= 0 or len(data) > wire.CHUNK:
+                return False
+            self._window -= len(data)
+            self._call.link.send(frame(bytes(data), False))
+            return True
+
     def grant(self, size: int) -> None:
         with self._wake:
             self._window += size
@@ -145,8 +160,8 @@ class Outflow:
             self._wake.notify_all()
         self._granted.fire()
 
-    async def send(self, data: Piece) -> None:
-        """Send `data`, which is not empty, as the window allows; raises `Gone`."""
+    async def send(self, data: Piece, frame: Callable[[bytes, bool], bytes] | None = None) -> None:
+        """Send `data`, which is not empty, as the window allows, in frames made by `frame`; raises `Gone`."""
         view = memoryview(data)
         while view:
             if self._call.gone:
@@ -154,7 +169,8 @@ class Outflow:
             if self._window <= 0:
                 await self._granted.wait()
             else:
-                view = self._advance(view)
+                with self._wake:
+                    view = self._advance(view, frame or self._frame)
 
     def send_blocking(self, data: Piece) -> None:
         """`send` for a thread."""
@@ -164,13 +180,13 @@ class Outflow:
                 self._wake.wait_for(lambda: self._call.gone or self._window > 0)
                 if self._call.gone:
                     raise Gone("the caller is gone")
-                view = self._advance(view)
+                view = self._advance(view, self._frame)
 
-    def _advance(self, view: memoryview) -> memoryview:
+    def _advance(self, view: memoryview, frame: Callable[[bytes, bool], bytes]) -> memoryview:
         size = min(self._window, wire.CHUNK, len(view))
         self._window -= size
         rest = view[size:]
-        self._call.link.send(self._frame(bytes(view[:size]), bool(rest)))
+        self._call.link.send(frame(bytes(view[:size]), bool(rest)))
         return rest
 
     def _frame(self, piece: bytes, more: bool) -> bytes:

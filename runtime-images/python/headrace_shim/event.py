@@ -10,9 +10,12 @@ import json
 import time
 from binascii import b2a_base64
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .call import Call
+
+if TYPE_CHECKING:
+    from .sockets import Connections
 
 _TEXT_TYPES = ("application/json", "application/xml", "application/javascript", "application/x-www-form-urlencoded")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -27,7 +30,7 @@ class BadPayload(ValueError):
 class Function:
     """Which function this instance runs: the part of LOAD that events and contexts show."""
 
-    __slots__ = ("arn", "concurrency", "instance", "log_group", "memory_mb", "name", "namespace", "version")
+    __slots__ = ("arn", "concurrency", "instance", "log_group", "loop", "memory_mb", "name", "namespace", "version")
 
     def __init__(self, spec: Mapping[str, Any], instance: str) -> None:
         self.namespace = str(spec["namespace"])
@@ -36,6 +39,7 @@ class Function:
         self.memory_mb = int(spec["memory_mb"])
         self.concurrency = int(spec["concurrency"])
         self.instance = instance
+        self.loop: Any = None  # that runs the calls, once there is one
         self.arn = f"arn:headrace:function:{self.namespace}:{self.name}:{self.version}"
         self.log_group = f"/headrace/{self.namespace}/{self.name}"
 
@@ -55,6 +59,15 @@ class Context:
     def get_remaining_time_in_millis(self) -> int:
         """Milliseconds until the platform answers 504 in the function's place; never below 0."""
         return max(0, int((self._call.deadline - time.monotonic()) * 1000))
+
+    @property
+    def ws(self) -> Connections:
+        """The WebSockets of this function: answer, close, send to others and to groups."""
+        if self._call.sockets is None:
+            from .sockets import Connections  # most functions need none of it
+
+            self._call.sockets = Connections(self._call, self._function.loop)
+        return self._call.sockets
 
     @property
     def invocation_id(self) -> str:
@@ -104,6 +117,8 @@ class Events:
 
     def event(self, head: dict[str, Any], body: bytes) -> Any:
         """The event of a call; raises `BadPayload` for a payload that is not JSON."""
+        if "c" in head:
+            return self._socket(head, body)
         if "m" in head:
             return self._http(head, body)
         if not body:
@@ -112,6 +127,42 @@ class Events:
             return json.loads(body)
         except (ValueError, RecursionError) as error:
             raise BadPayload(f"the payload of this call is not JSON: {error}") from None
+
+    def _socket(self, head: dict[str, Any], body: bytes) -> dict[str, Any]:
+        """In the shape of API Gateway's WebSocket events."""
+        kind = head.get("ev", "connect")
+        request: dict[str, Any] = self._http(head, b"") if kind == "connect" else {}
+        domain = request["requestContext"]["domainName"] if request else _without_port(head["host"])
+        now = time.time()
+        context: dict[str, Any] = {
+            "apiId": self._name,
+            "connectedAt": head["at"],
+            "connectionId": head["c"],
+            "domainName": domain,
+            "eventType": kind.upper(),
+            "extendedRequestId": head["id"],
+            "identity": {"sourceIp": head["ip"]},
+            "messageDirection": "IN",
+            "requestId": head["id"],
+            "requestTime": _clf_time(int(now)),
+            "requestTimeEpoch": int(now * 1000),
+            "routeKey": "$default" if kind == "message" else f"${kind}",
+            "stage": "$default",
+        }
+        event: dict[str, Any] = {"requestContext": context, "body": "", "isBase64Encoded": False}
+        if kind == "connect":
+            context["identity"]["userAgent"] = request["requestContext"]["http"]["userAgent"]
+            event.update(
+                (key, request[key]) for key in ("headers", "queryStringParameters", "rawPath", "rawQueryString")
+            )
+        elif kind == "message":
+            context["messageId"] = head["id"]
+            event["body"] = body.decode("utf-8", "replace") if head["t"] else b2a_base64(body, newline=False).decode()
+            event["isBase64Encoded"] = not head["t"]
+        else:
+            context["disconnectStatusCode"] = head["code"]
+            context["disconnectReason"] = head["r"]
+        return event
 
     def _http(self, head: dict[str, Any], body: bytes) -> dict[str, Any]:
         headers: dict[str, str] = {}

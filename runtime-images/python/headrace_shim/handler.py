@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
 from . import wire
-from .call import Call, Gone, Outflow, start_task
+from .call import Call, Gone, start_task
 from .errors import describe
 from .event import Context, Events, Function
 from .link import Link
@@ -21,8 +21,8 @@ from .logs import Log, current
 from .response import answer, piece, stream_head
 from .workers import Workers
 
-_NO_WEBSOCKET = b"This function is a plain handler and takes no WebSocket. An ASGI application does."
-_REFUSED = wire.dumps({"s": 400, "h": [["content-type", "text/plain; charset=utf-8"]]})
+if TYPE_CHECKING:
+    from .sockets import Outcome
 
 
 class HandlerApp:
@@ -43,7 +43,7 @@ class HandlerApp:
 
     async def start(self) -> None:
         """Before the first call, on the loop that will run them."""
-        self._loop = asyncio.get_running_loop()
+        self._loop = self._function.loop = asyncio.get_running_loop()
 
     async def stop(self) -> None:
         """Nothing to shut down."""
@@ -52,9 +52,7 @@ class HandlerApp:
         """A CALL frame."""
         call = Call(link, frame.stream, wire.loads(frame.header))
         link.calls[frame.stream] = call
-        if call.head.get("ws"):
-            self._close(call, wire.REPLY, _REFUSED, _NO_WEBSOCKET)
-        elif call.head.get("more"):
+        if call.head.get("more"):
             call.pieces = [frame.body]
         else:
             self._begin(call, frame.body)
@@ -88,7 +86,7 @@ class HandlerApp:
             call.link.done(call.stream)
 
     def message(self, call: Call, frame: wire.Frame) -> None:
-        """A WebSocket frame: none was accepted, it crossed the refusal on its way."""
+        """A WebSocket frame: the node holds the sockets of handlers, and sends none."""
 
     def _begin(self, call: Call, body: bytes) -> None:
         if self._in_loop:
@@ -103,6 +101,9 @@ class HandlerApp:
         current.set(call)
         try:
             value = await self._handler(self._events.event(call.head, body), Context(call, self._function))
+            if call.sockets is not None or "c" in call.head:
+                await self._conclude(call, value)
+                return
             head, content = answer(value, "m" in call.head)
             if type(content) is bytes and len(content) <= wire.INLINE:
                 self._close(call, wire.REPLY, head, content)
@@ -118,6 +119,12 @@ class HandlerApp:
             if isinstance(value, Awaitable):
                 self._move_to_loop(call, self._await_in_loop(call, value))
                 return
+            if "c" in call.head:
+                outcome = self._outcome(call, value)
+                if outcome.message is not None:
+                    Context(call, self._function).ws.send(outcome.message)
+                self._close(call, outcome.kind, outcome.head, outcome.body)
+                return
             head, content = answer(value, "m" in call.head)
             if type(content) is bytes and len(content) <= wire.INLINE:
                 self._close(call, wire.REPLY, head, content)
@@ -129,8 +136,26 @@ class HandlerApp:
             self._fail(call, error)
 
     async def _await_in_loop(self, call: Call, value: Awaitable[Any]) -> None:
-        head, content = answer(await value, "m" in call.head)
-        await self._deliver_in_loop(call, head, content)
+        await self._conclude(call, await value)
+
+    async def _conclude(self, call: Call, value: Any) -> None:
+        """Answer a call that is an event of a WebSocket, or that may have sent to some."""
+        if "c" not in call.head:
+            if call.sockets is not None:
+                await call.sockets.settled()
+            await self._deliver_in_loop(call, *answer(value, "m" in call.head))
+            return
+        outcome = self._outcome(call, value)
+        connections = Context(call, self._function).ws
+        if outcome.message is not None:
+            await connections.send(outcome.message)
+        await connections.settled()
+        self._close(call, outcome.kind, outcome.head, outcome.body)
+
+    def _outcome(self, call: Call, value: Any) -> Outcome:
+        from .sockets import connect_outcome, event_outcome  # most functions need none of it
+
+        return connect_outcome(value) if call.head.get("ws") else event_outcome(value)
 
     async def _deliver_in_loop(self, call: Call, head: bytes, content: Any) -> None:
         if type(content) is not bytes:
@@ -142,11 +167,11 @@ class HandlerApp:
             self._close(call, wire.REPLY, head, content)
         else:
             call.open(head)
-            await Outflow(call).send(content)
+            await call.outflow().send(content)
             self._close(call, wire.END)
 
     async def _stream_in_loop(self, call: Call, head: bytes, items: AsyncIterator[Any]) -> None:
-        flow = Outflow(call)
+        flow = call.outflow()
         try:
             if head:
                 call.open(head)
@@ -160,7 +185,7 @@ class HandlerApp:
         self._end(call)
 
     def _stream_in_thread(self, call: Call, head: bytes, items: Iterator[Any]) -> None:
-        flow = Outflow(call)
+        flow = call.outflow()
         try:
             if head:
                 call.open(head)

@@ -141,7 +141,7 @@ def _common_head(status: Any, headers: tuple[tuple[Any, Any], ...], media: str) 
 
 def _full_head(status: Any, headers: list[tuple[str, str]], media: str) -> tuple[bytes, bool]:
     """The encoded head, with `media` as the content type when there is none; and whether no body may follow."""
-    number = _status(status)
+    number = checked_status(status)
     if number in CLOSED_STATUSES:
         return encode_head(number, headers), True
     if media and not any(name == "content-type" for name, _ in headers):
@@ -149,7 +149,8 @@ def _full_head(status: Any, headers: list[tuple[str, str]], media: str) -> tuple
     return encode_head(number, headers), False
 
 
-def _status(status: Any) -> int:
+def checked_status(status: Any) -> int:
+    """`status` as a number; raises `BadResponse` for what is none."""
     if isinstance(status, str) and status.isdecimal():
         status = int(status)
     if isinstance(status, bool) or not isinstance(status, int) or not 200 <= status <= 599:
@@ -204,17 +205,18 @@ def header_value(name: str, value: str) -> str:
 def _body(value: dict[str, Any]) -> tuple[Any, str]:
     body = value.get("body")
     if isinstance(body, str):
-        return (_decoded(body), _BINARY) if value.get("isBase64Encoded") else (_utf8(body), _TEXT)
+        return (decoded(body), _BINARY) if value.get("isBase64Encoded") else (_utf8(body), _TEXT)
     if body is None:
         return b"", ""
     if isinstance(body, (bytes, bytearray, memoryview)):
-        return (_decoded(bytes(body)) if value.get("isBase64Encoded") else bytes(body)), _BINARY
+        return (decoded(bytes(body)) if value.get("isBase64Encoded") else bytes(body)), _BINARY
     if isinstance(body, (Iterator, AsyncIterator)):
         return body, _TEXT
     return to_json(body), _JSON
 
 
-def _decoded(body: str | bytes) -> bytes:
+def decoded(body: str | bytes) -> bytes:
+    """What base64 holds; raises `BadResponse`."""
     try:
         return a2b_base64(body)
     except (Base64Error, ValueError) as error:
