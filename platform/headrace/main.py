@@ -204,7 +204,8 @@ async def worker(settings: Settings, clock: Clock) -> None:
     running = Worker(queue, {"build": builder.run}, wake, clock)
     tasks = Tasks()
     try:
-        tasks.spawn(_housekeeping(settings, clock, Records(database, clock), versions, bundles), "housekeeping")
+        records = Records(database, clock)
+        tasks.spawn(_housekeeping(settings, clock, records, versions, bundles, driver=driver), "housekeeping")
         await _first(_stop_signal(), running.run())
     finally:
         await tasks.aclose()
@@ -214,13 +215,14 @@ async def worker(settings: Settings, clock: Clock) -> None:
 
 
 async def _housekeeping(
-    settings: Settings, clock: Clock, records: Records, versions: Versions, bundles: Bundles
+    settings: Settings, clock: Clock, records: Records, versions: Versions, bundles: Bundles, *, driver: Driver
 ) -> None:
-    """Forget old records, remove code and layers that no version uses."""
+    """Forget old records, remove code, layers and images that no version uses."""
     while True:
         try:
             removed = await records.prune(clock.now() - settings.retention_days * 86_400, settings.retention_mb << 20)
             removed += await bundles.collect(*await versions.digests())
+            await driver.tidy()
             if removed:
                 logger.info("housekeeping removed %d records, bundles and layers", removed)
         except Exception:

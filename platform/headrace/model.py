@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
 from headrace.errors import Invalid
 
@@ -17,10 +17,16 @@ ENV_NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"
 LIVE = "live"
 DEFAULT_NAMESPACE = "default"
 DEFAULT_RUNTIME = "python"
+DEFAULT_HANDLER = "handler.handler"
+IMAGE_RUNTIME = "image"  # of versions that bring an image: named in `image`, or built from the bundle's Dockerfile
+DEFAULT_PORT = 8080  # on which such an image serves
 MOST_ENV = 256 << 10  # bytes of a version's environment; it travels in one frame
 SLOT_S = 10.0  # seconds of one MetricSlot
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+IMAGE_PATTERN = r"^[a-z0-9][a-zA-Z0-9._:/@-]{0,511}$"
+ImageName = Annotated[str, StringConstraints(pattern=IMAGE_PATTERN)]
+UrlPath = Annotated[str, StringConstraints(pattern=r"^/[!-~]{0,1023}$")]
 EnvName = Annotated[str, StringConstraints(pattern=ENV_NAME_PATTERN)]
 EnvText = Annotated[
     str, StringConstraints(max_length=32_768), Field(json_schema_extra={"pattern": r"^[^\x00]*$"})  # checked below
@@ -64,7 +70,7 @@ class VersionConfig(BaseModel):
 
     runtime: Runtime = Field(DEFAULT_RUNTIME, description="Language runtime: one of the installation's.")
     handler: Annotated[str, StringConstraints(pattern=HANDLER_PATTERN)] = Field(
-        "handler.handler", description="`module.attribute` of the handler or ASGI application."
+        DEFAULT_HANDLER, description="`module.attribute` of the handler or ASGI application."
     )
     kind: Kind = Field("auto", description="`handler`, `asgi`, or `auto`: found from the code when it loads.")
     memory_mb: int = Field(128, ge=32, le=65_536, description="Memory limit of one instance, MiB; no swap.")
@@ -80,6 +86,42 @@ class VersionConfig(BaseModel):
     )
     secrets: list[Name] = Field(default_factory=list, max_length=0, description="Names of secrets; none exist yet.")
     network: Network = Field("egress", description="`egress`: may dial out; `none`: no network at all.")
+    image: ImageName | None = Field(
+        None, description="An OCI image that serves HTTP on `$PORT`; without it, runtime `image` builds the Dockerfile."
+    )
+    port: int | None = Field(None, ge=1, le=65_535, description="Port that an image serves on; 8080 when left out.")
+    ready_path: UrlPath | None = Field(
+        None, description="Path that an image answers with 200 to 399 once it is ready; else an open port is enough."
+    )
+    start_timeout_s: float | None = Field(
+        None, gt=0, le=40, description="How long an image may take until it is ready, seconds; 30 when left out."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _an_image_is_a_runtime(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("image") is not None and "runtime" not in values:
+            return {**values, "runtime": IMAGE_RUNTIME}
+        return values
+
+    @field_validator("handler", "kind")
+    @classmethod
+    def _images_have_none(cls, value: str, info: ValidationInfo) -> str:
+        if info.data.get("runtime") == IMAGE_RUNTIME and value not in (DEFAULT_HANDLER, "auto"):
+            raise ValueError("an image serves HTTP by itself and has none; leave it out")
+        return value
+
+    @field_validator("image", "port", "ready_path", "start_timeout_s")
+    @classmethod
+    def _for_images(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and info.data.get("runtime") != IMAGE_RUNTIME:
+            raise ValueError(f"this is for images only; leave it out, or set runtime to {IMAGE_RUNTIME!r}")
+        return value
+
+    @property
+    def pinned(self) -> bool:
+        """False when another deploy of the same may run something else: a tag can be moved."""
+        return self.image is None or "sha256:" in self.image
 
     @field_validator("secrets", mode="before")
     @classmethod

@@ -19,7 +19,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
 from headrace.errors import Invalid, SettingsError
-from headrace.model import NAME_PATTERN, Kind, VersionConfig
+from headrace.model import IMAGE_RUNTIME, NAME_PATTERN, Kind, VersionConfig
 from headrace.resources import share
 from headrace.settings import Settings
 
@@ -49,6 +49,7 @@ class Shim(_Part):
     """What speaks the protocol inside an instance."""
 
     files: tuple[str, ...]  # of the runtime's folder, laid out in the directory that instances see as `{shim}`
+    packages: tuple[str, ...] = ()  # of the platform's own environment, laid out there too; plain code only
     codec: str = ""  # where in it the platform's own codec goes, for a shim that can use it
     command: Command
     process: tuple[str, ...] = ()  # the command without a container; none: this runtime needs one
@@ -61,6 +62,7 @@ class Code(_Part):
     separators: str = "/"  # that part the path in a handler's name
     packages: str = ""  # a file that runs first in each folder on the way, `{package}` being its path
     check: tuple[str, ...] = ()  # a command that judges the files it is given; left out where its program is missing
+    shown: bool = True  # to instances; not where the code is only what an image is built from
 
 
 class Dependencies(_Part):
@@ -92,6 +94,16 @@ class Dependencies(_Part):
         return value
 
 
+class Carried(_Part):
+    """For versions with an image of their own: the shim's programs come along, as a directory mounted into it.
+
+    They are those of the base image of another runtime, whose shim is laid out beside this one's.
+    """
+
+    runtime: str
+    pack: Command  # run in that base image, with this runtime's folder as `/pack`: fills `{out}`
+
+
 class Runtime(_Part):
     """One runtime. `name` is the name of its folder."""
 
@@ -103,6 +115,12 @@ class Runtime(_Part):
     shim: Shim
     code: Code
     dependencies: Dependencies | None = None
+    carried: Carried | None = None
+
+    @property
+    def base(self) -> Runtime:
+        """The runtime whose base image is used: another one when its programs are carried."""
+        return self if self.carried is None else get(self.carried.runtime)
 
     @property
     def directory(self) -> Path:
@@ -114,7 +132,12 @@ class Runtime(_Part):
         return f"BASE_IMAGE_{self.name.replace('-', '_').upper()}"
 
     def image_name(self, settings: Settings) -> str:
-        """The image that its instances run in: the one that the settings choose, else one named by its recipe."""
+        """The image that its instances run in: the one that the settings choose, else one named by its recipe.
+
+        Where the versions bring images: the one whose programs are carried into them.
+        """
+        if self.carried is not None:
+            return self.base.image_name(settings)
         return settings.runtimes.get(self.image_setting) or f"headrace-{self.name}:{self._recipe()}"
 
     def _recipe(self) -> str:
@@ -128,8 +151,9 @@ class Runtime(_Part):
 
 @cache
 def names() -> tuple[str, ...]:
-    """The runtimes that there are, in order."""
-    return tuple(sorted(path.parent.name for path in share("runtime-images").glob(f"*/{MANIFEST}")))
+    """The runtimes that there are, in order, but for `model.IMAGE_RUNTIME`."""
+    found = (path.parent.name for path in share("runtime-images").glob(f"*/{MANIFEST}"))
+    return tuple(sorted(name for name in found if name != IMAGE_RUNTIME))
 
 
 def declared() -> frozenset[str]:
@@ -158,7 +182,10 @@ def get(name: str) -> Runtime:
     if not _NAME.fullmatch(name) or not path.is_file():
         raise Invalid(f"the runtime {name[:80]!r} is not part of this installation: use {' or '.join(names())}.")
     try:
-        return Runtime.model_validate({**tomllib.loads(path.read_text()), "name": name})
+        values = {**tomllib.loads(path.read_text()), "name": name}
+        if "carried" in values:
+            values.setdefault("image", get(Carried.model_validate(values["carried"]).runtime).image)
+        return Runtime.model_validate(values)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
         raise SettingsError(f"{path}: {error}") from None
 

@@ -98,15 +98,14 @@ class Control:
         return self._json(method, path, params=params, json=body)
 
     def upload(self, path: str, bundle: Any, config: Mapping[str, Any], **params: Any) -> tuple[dict[str, Any], bool]:
-        """Post the bundle (an open tar.gz) with its config: the version, and whether it is new."""
+        """Post the bundle (an open tar.gz, or None) with its config: the version, and whether it is new."""
+        if bundle is None:
+            sent: dict[str, Any] = {"json": {"config": config}}
+        else:
+            files = {"bundle": ("bundle.tar.gz", bundle, "application/gzip")}
+            sent = {"files": files, "data": {"config": json.dumps(config)}}
         with self._failures():
-            answer = self._http.post(
-                path,
-                params=_present(params),
-                files={"bundle": ("bundle.tar.gz", bundle, "application/gzip")},
-                data={"config": json.dumps(config)},
-                timeout=_UPLOAD_TIMEOUT,
-            )
+            answer = self._http.post(path, params=_present(params), timeout=_UPLOAD_TIMEOUT, **sent)
         return self._body(answer), answer.status_code != httpx.codes.OK
 
     def items(self, path: str, limit: int, **params: Any) -> dict[str, Any]:

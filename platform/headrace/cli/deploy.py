@@ -82,6 +82,8 @@ def deploy(out: Output, control: Control, deployment: Deployment) -> dict[str, A
 
 
 def _upload(control: Control, deployment: Deployment, work: Work) -> tuple[dict[str, Any], bool]:
+    if deployment.config.get("image") is not None:
+        return control.upload(f"{deployment.path}/versions", None, deployment.config, namespace=deployment.namespace)
     with project.pack(deployment.directory) as bundle:
         size = bundle.seek(0, 2)
         bundle.seek(0)

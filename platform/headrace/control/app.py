@@ -28,6 +28,7 @@ from headrace.control import (
     versions,
 )
 from headrace.control.services import Services
+from headrace.model import IMAGE_RUNTIME
 
 PREFIX = "/v1"
 _REF = "#/components/schemas/{model}"
@@ -120,7 +121,7 @@ def _name_runtimes(document: dict[str, Any]) -> None:
     """Which runtimes there are is known by their folders, not by a type."""
     runtime = document["components"]["schemas"]["VersionConfig"]["properties"]["runtime"]
     runtime.pop("pattern", None)
-    runtime["enum"] = list(runtimes.names())
+    runtime["enum"] = [*runtimes.names(), IMAGE_RUNTIME]
 
 
 def _close_patterns(schema: Any) -> None:

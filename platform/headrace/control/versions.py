@@ -70,9 +70,9 @@ class VersionIn(Body):
     )
 
     files: dict[FileName, FileText] = Field(
-        min_length=1,
+        default_factory=dict,
         max_length=1000,
-        description="Text by path, relative and with '/' between folders.",
+        description="Text by path, relative and with '/' between folders. None with `image` in the config.",
         examples=[{"handler.py": _HELLO}],
     )
     config: VersionConfig = Field(default_factory=VersionConfig, description="How the version runs.")

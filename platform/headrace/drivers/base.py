@@ -1,4 +1,4 @@
-"""What the platform asks of an engine that runs instances: nine verbs, all idempotent.
+"""What the platform asks of an engine that runs instances: ten verbs, all idempotent.
 
 "Already so" and "already gone" are success. Everything raises `EngineUnavailable` when the engine itself does
 not answer, with what to do in the detail. The engine is the truth about what runs: nothing here is remembered.
@@ -52,12 +52,17 @@ class InstanceStatus:
 
 @dataclass(frozen=True, slots=True)
 class BuildSpec:
-    """Install the dependencies of the code in `code_dir` (read-only) into `out_dir` (empty, writable)."""
+    """Install the dependencies of the code in `code_dir` (read-only) into `out_dir` (empty, writable).
+
+    For a runtime whose versions bring images: get `image`, or build the Dockerfile in `code_dir` when it is None, and
+    describe the result in `out_dir` (see `guest.GuestImage`).
+    """
 
     id: str
     runtime: Runtime
     code_dir: Path
     out_dir: Path
+    image: str | None = None
     memory_mb: int = 2048
     timeout_s: float = 600.0
 
@@ -108,6 +113,10 @@ class Driver(Protocol):
 
         Raises `BuildFailed` when the installer fails or runs out of time. Cancelling it ends the sandbox.
         """
+        ...
+
+    async def tidy(self) -> None:
+        """Remove what no version needs any more: images whose layers are gone, builds whose process is dead."""
         ...
 
     async def close(self) -> None:

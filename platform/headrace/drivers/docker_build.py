@@ -58,7 +58,7 @@ class DockerBuilds:
         )
         name = sandbox.build_name(self._home, spec.id)
         lines = Lines(source.hidden, on_line, wanted.noise, wanted.errors)
-        _open_for_writing(spec)
+        sandbox.open_for_writing(spec.out_dir)
         async with self._free:
             doing = f"building {spec.id}"
             create = self._engine.call(doing, lambda client: containers.create_attached(client, name, config))
@@ -109,12 +109,6 @@ class DockerBuilds:
     async def _stop_when_too_large(self, spec: BuildSpec, name: str) -> None:
         await until_too_large(spec.out_dir)
         await self._engine.call("stopping a build", lambda client: containers.kill(client, name))
-
-
-def _open_for_writing(spec: BuildSpec) -> None:
-    """Let the sandbox user write the result; without root the installer runs as this very user."""
-    if os.geteuid() == 0:
-        os.chown(spec.out_dir, sandbox.SANDBOX_USER, sandbox.SANDBOX_USER)
 
 
 def _judge(spec: BuildSpec, wanted: Dependencies, state: dict[str, Any], lines: Lines) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import builtins
 import contextlib
 from collections.abc import Callable
+from typing import Any
 
 from docker import APIClient
 from docker.errors import NotFound
@@ -18,8 +19,11 @@ from docker.errors import NotFound
 from headrace import runtimes
 from headrace.drivers import containers, sandbox
 from headrace.drivers.base import BuildSpec, EngineInfo, InstanceSpec, InstanceStatus
+from headrace.drivers.carried import Carrier
 from headrace.drivers.docker_build import DockerBuilds
 from headrace.drivers.engine import Engine
+from headrace.drivers.guest import GuestImage
+from headrace.drivers.image_build import GuestImages
 from headrace.drivers.images import Images
 from headrace.drivers.install import show_layer
 from headrace.errors import EngineUnavailable
@@ -38,6 +42,8 @@ class DockerDriver:
         self._engine = Engine(settings.engine_socket)
         self._images = Images(self._engine, settings)
         self._builds = DockerBuilds(self._engine, settings)
+        self._guests = GuestImages(self._engine, self._images, settings)
+        self._carrier = Carrier(self._engine, settings)
         self._starting: dict[str, asyncio.Task[None]] = {}
 
     async def check(self) -> EngineInfo:
@@ -56,7 +62,9 @@ class DockerDriver:
 
     async def prepare(self, runtime: Runtime) -> None:
         await self._engine.call("making the network of instances", containers.ensure_network)
-        await self._images.ensure(runtimes.get(runtime))
+        found = runtimes.get(runtime)
+        await self._images.ensure(found)
+        await self._carrier.ensure(found)
         await self._engine.call("removing abandoned builds", self._builds.sweep)
 
     async def start(self, spec: InstanceSpec) -> None:
@@ -71,15 +79,32 @@ class DockerDriver:
 
     async def _start(self, spec: InstanceSpec) -> None:
         name = sandbox.container_name(self._home, spec.id)
-        runtime = runtimes.get(spec.runtime)
-        image, command = runtime.image_name(self._settings), runtime.shim.command
-        config = sandbox.instance_config(spec, image, command, self._home)
-        show_layer(spec, sandbox.LAYER)
+        if not self._carrier.there(runtimes.get(spec.runtime)):
+            await self.prepare(spec.runtime)
+        config = self._config(spec)
         doing = f"starting instance {spec.id}"
         if not await self._engine.call(doing, lambda client: containers.create_and_start(client, name, config)):
             await self.prepare(spec.runtime)  # somebody has removed the image or the network
             if not await self._engine.call(doing, lambda client: containers.create_and_start(client, name, config)):
-                raise EngineUnavailable(f"{doing} failed: its image or network vanishes. Look at the engine's log.")
+                raise EngineUnavailable(f"{doing} failed: {self._what_is_missing(spec, config)}")
+
+    def _config(self, spec: InstanceSpec) -> dict[str, Any]:
+        runtime = runtimes.get(spec.runtime)
+        if runtime.carried is not None:
+            if spec.layer_dir is None:
+                raise EngineUnavailable(f"instance {spec.id} names no image to start.")
+            image, carried = GuestImage.read(spec.layer_dir), self._carrier.directory(runtime)
+            return sandbox.guest_config(spec, image, runtime.shim.command, self._home, carried)
+        show_layer(spec, sandbox.LAYER)
+        return sandbox.instance_config(spec, runtime.image_name(self._settings), runtime.shim.command, self._home)
+
+    def _what_is_missing(self, spec: InstanceSpec, config: dict[str, Any]) -> str:
+        if runtimes.get(spec.runtime).carried is not None:
+            return (
+                f"the image {config['Image']} of this version is not in the engine any more. Deploy it again, or bring "
+                "the image back (`docker pull`, `docker load`)."
+            )
+        return "its image or network vanishes. Look at the engine's log."
 
     async def stop(self, id: str) -> None:
         if (starting := self._starting.get(id)) is not None:
@@ -116,8 +141,16 @@ class DockerDriver:
 
     async def build(self, spec: BuildSpec, on_line: Callable[[str], None]) -> None:
         await self.prepare(spec.runtime)
-        await self._builds.run(spec, on_line)
+        if runtimes.get(spec.runtime).carried is not None:
+            await self._guests.make(spec, on_line)
+        else:
+            await self._builds.run(spec, on_line)
+
+    async def tidy(self) -> None:
+        await self._engine.call("removing abandoned builds", self._builds.sweep)
+        await self._guests.tidy()
 
     async def close(self) -> None:
+        await self._guests.close()
         await self._engine.close()
         await self._builds.close()

@@ -173,7 +173,7 @@ def _pull(client: APIClient, source: str, image: str, abandoned: threading.Event
 
 def _pulling(client: APIClient, source: str, silence_s: int) -> Iterator[dict[str, Any]]:
     """The engine's progress events; ends early when not read on."""
-    repository, tag = _split(source)
+    repository, tag = split_name(source)
     url = f"{client.base_url}/v{client.api_version}/images/create"
     params = {"fromImage": repository, "tag": tag}
     with client.post(url, params=params, stream=True, timeout=(_REGISTRY_ANSWERS_S, silence_s)) as answer:
@@ -186,7 +186,7 @@ def _pulling(client: APIClient, source: str, silence_s: int) -> Iterator[dict[st
             yield event
 
 
-def _split(image: str) -> tuple[str, str]:
+def split_name(image: str) -> tuple[str, str]:
     """Repository, and tag or digest."""
     if "@" in image:
         repository, _, digest = image.partition("@")

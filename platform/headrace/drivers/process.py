@@ -148,6 +148,9 @@ class ProcessDriver:
         if installer.returncode:
             raise BuildFailed(f"the dependencies could not be installed: {lines.reason()}. Correct {wanted.file}.")
 
+    async def tidy(self) -> None:
+        """Builds end with their process, and there are no images."""
+
     async def close(self) -> None:
         await self._tasks.aclose()
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.drivers.base import BuildSpec, InstanceSpec
+from headrace.drivers.guest import GuestImage
 from headrace.runtimes import filled
 
 EGRESS_NETWORK = "headrace-egress"
@@ -60,8 +61,13 @@ def cpu_limits(cpus: float) -> dict[str, int]:
     return {"cpu_period": _CPU_PERIOD_US, "cpu_quota": int(cpus * _CPU_PERIOD_US)}
 
 
-def instance_config(spec: InstanceSpec, image: str, command: Sequence[str], home_tag: str) -> dict[str, Any]:
-    """The body of the engine's create request for an instance that runs `command`."""
+def instance_config(
+    spec: InstanceSpec, image: str, command: Sequence[str], home_tag: str, *, user: str = "", **places: str
+) -> dict[str, Any]:
+    """The body of the engine's create request for an instance that runs `command`, as `user` if one is given.
+
+    `places` are further paths that stand in `command`.
+    """
     mounts = [_mount(spec.socket_dir, "/run/headrace"), _mount(spec.shim_dir, "/shim")]
     env = {
         "HEADRACE_SOCKET": "/run/headrace/s",
@@ -81,8 +87,39 @@ def instance_config(spec: InstanceSpec, image: str, command: Sequence[str], home
         "NetworkMode": EGRESS_NETWORK if spec.network == "egress" else "none",
     }
     labels = {**spec.labels, LABEL_HOME: home_tag, LABEL_ROLE: ROLE_INSTANCE, LABEL_INSTANCE: spec.id}
-    user = f"{SANDBOX_USER}:{SANDBOX_USER}"
-    return _config(image, filled(command, {"shim": "/shim"}), env=env, labels=labels, user=user, host=host)
+    filled_in = filled(command, {"shim": "/shim", **places})
+    return _config(image, filled_in, env=env, labels=labels, user=user or _SANDBOX, host=host)
+
+
+def guest_config(
+    spec: InstanceSpec, image: GuestImage, command: Sequence[str], home_tag: str, carried: Path
+) -> dict[str, Any]:
+    """The same for an image that a version brought, into which the programs in `carried` are mounted.
+
+    Its volumes become bounded memory: the engine would give each an unbounded directory of the host. Its environment is
+    for its own program; the loader of what is carried must not follow it.
+    """
+    config = instance_config(spec, image.id, command, home_tag, user=image.user, carried=CARRIED)
+    size = min(_TMP_MB, spec.memory_mb // 4) * _MIB
+    options = {"SizeBytes": size, "Mode": 0o1777}
+    volumes = [
+        {"Type": "tmpfs", "Target": path, "TmpfsOptions": options}
+        for path in image.volumes
+        if path.rstrip("/") not in _RESERVED
+    ]
+    config["HostConfig"]["Mounts"] += [_mount(carried, CARRIED), *volumes]
+    config["Env"] += ["LD_PRELOAD=", "LD_LIBRARY_PATH="]
+    return config
+
+
+def pack_config(
+    image: str, pack: Sequence[str], home_tag: str, *, owner: str, source: Path, out_dir: Path
+) -> dict[str, Any]:
+    """The body of the engine's create request for packing programs of `image`: like a build, without any network."""
+    mounts = [_mount(source, "/pack"), _mount(out_dir, OUT, writable=True)]
+    host = _host_config(_PACK_MB, _PACK_MB // 2, _BUILD_PROCESSES, mounts) | {"NetworkMode": "none"}
+    labels = {LABEL_HOME: home_tag, LABEL_ROLE: ROLE_BUILD, LABEL_OWNER: owner}
+    return _config(image, filled(pack, {"out": OUT}), env={}, labels=labels, user=build_user(), host=host)
 
 
 def build_config(
@@ -111,11 +148,21 @@ def build_config(
 CA_BUNDLE = "/run/ca-bundle.pem"  # in a build container
 OUT = "/out"
 LAYER = "/layer"  # in an instance
+CARRIED = "/carried"
+_RESERVED = {"", "/tmp", "/run/headrace", "/shim", LAYER, CARRIED}  # noqa: S108 - what volumes of an image can't be
+_SANDBOX = f"{SANDBOX_USER}:{SANDBOX_USER}"
+_PACK_MB = 256
 
 
 def build_user() -> str:
     """Who installs: root hands the directory to the sandbox user, anybody else can only write as himself."""
-    return f"{SANDBOX_USER}:{SANDBOX_USER}" if os.geteuid() == 0 else f"{os.getuid()}:{os.getgid()}"
+    return _SANDBOX if os.geteuid() == 0 else f"{os.getuid()}:{os.getgid()}"
+
+
+def open_for_writing(directory: Path) -> None:
+    """Let `build_user` write there."""
+    if os.geteuid() == 0:
+        os.chown(directory, SANDBOX_USER, SANDBOX_USER)
 
 
 def _config(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib.util
 import logging
 import os
 import shutil
@@ -21,7 +22,7 @@ from headrace import errors, runtimes, wire
 from headrace.drivers.base import Driver, InstanceSpec
 from headrace.fleet.instance import Instance, Kind
 from headrace.fleet.ports import Link, Switchboard
-from headrace.model import DEFAULT_RUNTIME, InstanceState, Runtime, Version, VersionConfig
+from headrace.model import DEFAULT_PORT, DEFAULT_RUNTIME, IMAGE_RUNTIME, InstanceState, Runtime, Version, VersionConfig
 from headrace.settings import Settings
 from headrace.tasks import Tasks
 
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 _LAUNCHES = 4  # sandboxes that may be starting at once
 _ENGINE_S = 60.0  # one request to the engine
 _HELLO_S = 30.0
+_IMAGE_S = 30.0  # until the program of an image is ready, unless its version says otherwise
 _LOAD_S = 45.0  # less than anybody waits for an instance, so that who waits learns the reason
 _SHUTDOWN_S = 10.0  # an application's own shutdown may take this long
 _INSPECT_S = 2.0
@@ -155,7 +157,8 @@ class Yard:
             await self._ask(self._driver.adjust(instance.id, memory_mb=config.memory_mb, cpus=config.cpus))
             instance.limits = (config.memory_mb, config.cpus)
         instance.remember()
-        await asyncio.to_thread(copy_tree, self._settings.code_dir(version.digest), instance.directory / "code")
+        if runtimes.get(config.runtime).code.shown:
+            await asyncio.to_thread(copy_tree, self._settings.code_dir(version.digest), instance.directory / "code")
         link.log = self._log_of(version, instance.id)
         self._switchboard.loaded(link, version)
         return await link.load(load_header(version), _LOAD_S)
@@ -314,7 +317,7 @@ class Yard:
 def load_header(version: Version) -> dict[str, object]:
     """The header of LOAD, see PROTOCOL.md."""
     config = version.config
-    return {
+    header: dict[str, object] = {
         "namespace": version.namespace,
         "function": version.function,
         "version": version.number,
@@ -325,6 +328,13 @@ def load_header(version: Version) -> dict[str, object]:
         "timeout_s": config.timeout_s,
         "concurrency": config.concurrency,
     }
+    if config.runtime == IMAGE_RUNTIME:
+        header["image"] = {
+            "port": config.port or DEFAULT_PORT,
+            "ready_path": config.ready_path,
+            "start_timeout_s": config.start_timeout_s or _IMAGE_S,
+        }
+    return header
 
 
 def copy_tree(source: Path, target: Path) -> None:
@@ -339,10 +349,7 @@ def copy_tree(source: Path, target: Path) -> None:
 
 def assemble_shim(runtime: Runtime, shims: Path) -> Path:
     """The directory that is mounted as the shim of `runtime`, made once per content: its files and the codec."""
-    found = runtimes.get(runtime)
-    layout = {name: found.directory / name for name in found.shim.files}
-    if found.shim.codec:
-        layout[found.shim.codec] = Path(wire.__file__)
+    layout = _layout(runtimes.get(runtime))
     digest = hashlib.sha256()
     for place, source in layout.items():
         for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
@@ -362,6 +369,20 @@ def assemble_shim(runtime: Runtime, shims: Path) -> Path:
         _readable(fresh)
         fresh.replace(target)
     return target
+
+
+def _layout(runtime: runtimes.Runtime) -> dict[str, Path]:
+    """What goes where in the shim's directory. A shim that is carried into images has that of its base beside it."""
+    layout = {} if runtime.carried is None else _layout(runtime.base)
+    layout |= {name: runtime.directory / name for name in runtime.shim.files}
+    for name in runtime.shim.packages:
+        spec = importlib.util.find_spec(name)
+        if spec is None or not spec.submodule_search_locations:
+            raise errors.SettingsError(f"the package {name} is missing from this installation: install Headrace again.")
+        layout[name] = Path(spec.submodule_search_locations[0])
+    if runtime.shim.codec:
+        layout[runtime.shim.codec] = Path(wire.__file__)
+    return layout
 
 
 def _readable(root: Path) -> None:

@@ -14,10 +14,12 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable
+from pathlib import Path
 
 from headrace import runtimes
+from headrace.drivers import guest
 from headrace.drivers.base import BuildSpec, Driver
-from headrace.errors import BuildFailed, FunctionError, HeadraceError, NotFound
+from headrace.errors import BuildFailed, FunctionError, HeadraceError, Invalid, NotFound
 from headrace.jobs.base import Job
 from headrace.jobs.worker import backoff_s
 from headrace.model import Version, VersionState
@@ -33,6 +35,7 @@ logger = logging.getLogger(__name__)
 _MAX_ATTEMPTS = 20  # with the worker's backoff about ten minutes
 _MAX_SURPRISES = 5  # attempts that end in an error nobody thought of
 _LONGEST_REASON = 2000  # characters
+_KINDS = {"asgi": "ASGI application loads", "handler": "handler loads", "image": "image serves"}
 _UNDER_WAY = VersionState.PENDING, VersionState.BUILDING, VersionState.PROBING
 
 
@@ -94,8 +97,7 @@ class Builder:
         await self._advance(job, version, VersionState.PROBING, layer=layer)
         log.line("Starting an instance to try it.")
         found = await self._nodes.probe(version.id)
-        what = "ASGI application" if found["kind"] == "asgi" else "handler"
-        log.line(f"Ready: the {what} loads, an instance started in {found['ms']:.0f} ms.")
+        log.line(f"Ready: the {_KINDS.get(found['kind'], found['kind'])}, an instance started in {found['ms']:.0f} ms.")
         await self._advance(job, version, VersionState.READY)
         try:
             await self._nodes.refresh(version.function_id)
@@ -105,6 +107,8 @@ class Builder:
     async def _install(self, version: Version, log: BuildLog) -> str | None:
         """The digest of the layer with the version's dependencies, installed if it was not there; None without any."""
         runtime, code = runtimes.get(version.config.runtime), self._settings.code_dir(version.digest)
+        if runtime.carried is not None:
+            return await self._image(version, code, log)
         rules = runtime.dependencies
         wanted = await asyncio.to_thread(dependencies.read, code, rules)
         if rules is None or wanted is None:
@@ -120,6 +124,20 @@ class Builder:
         try:
             await self._driver.build(BuildSpec(secrets.token_hex(8), runtime.name, code, out_dir), log.installer)
             await _to_the_end(lambda: durable.keep(out_dir, final))
+        finally:
+            await asyncio.to_thread(durable.remove, out_dir)
+        return layer
+
+    async def _image(self, version: Version, code: Path, log: BuildLog) -> str:
+        """The digest of the layer that pins the version's image, found, pulled or built."""
+        image = version.config.image
+        shelf = self._settings.layer_dir("any").parent
+        out_dir = await asyncio.to_thread(durable.fresh, shelf)
+        try:
+            spec = BuildSpec(secrets.token_hex(8), version.config.runtime, code, out_dir, image)
+            await self._driver.build(spec, log.installer)
+            layer = await asyncio.to_thread(guest.layer_of, out_dir)
+            await _to_the_end(lambda: durable.keep(out_dir, self._settings.layer_dir(layer)))
         finally:
             await asyncio.to_thread(durable.remove, out_dir)
         return layer
@@ -142,7 +160,7 @@ async def _to_the_end(work: Callable[[], None]) -> None:
 
 def _verdict(job: Job, error: Exception) -> str | None:
     """Why the version has failed; None when another attempt may help."""
-    if isinstance(error, FunctionError):
+    if isinstance(error, FunctionError | Invalid):
         return _words(error)
     attempts = _MAX_ATTEMPTS if isinstance(error, HeadraceError) and error.retryable else _MAX_SURPRISES
     return None if job.attempts < attempts else f"Given up after {job.attempts} attempts. {_words(error)}"

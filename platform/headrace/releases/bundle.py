@@ -12,13 +12,17 @@ from typing import BinaryIO
 
 from headrace import runtimes
 from headrace.errors import BundleRejected, TooLarge
-from headrace.model import VersionConfig
+from headrace.model import IMAGE_RUNTIME, VersionConfig
 from headrace.releases import durable, syntax, tarball, zipball
 from headrace.releases.archive import MAX_PACKED, MIB, Entry, shown
 from headrace.releases.unpack import Tree
 from headrace.runtimes import Code
 from headrace.settings import Settings
 
+_FILES_BESIDE_IMAGE = (
+    "the config names an image, which runs as it is, and the bundle holds files: leave out the files; or leave out "
+    f"`image` and set `runtime` to {IMAGE_RUNTIME!r}, to have a Dockerfile built from them."
+)
 _AT_ONCE = 4  # bundles unpacked at the same time; each may take MAX_UNPACKED of the disk
 _OTHER_FORMATS = {
     b"BZh": "bzip2",
@@ -74,7 +78,9 @@ class Bundles:
             tree = Tree(root)
             for entry in entries:
                 tree.add(entry)
-            modules = _find_handler(tree, config, runtime.code)
+            modules = [] if config.image is not None else _find_handler(tree, config, runtime.code)
+            if config.image is not None and tree.files():
+                raise BundleRejected(_FILES_BESIDE_IMAGE)
             digest = tree.finish()
             syntax.check(runtime, tree.root, modules)
             durable.keep(tree.root, self._settings.code_dir(digest))
@@ -126,13 +132,23 @@ def _find_handler(tree: Tree, config: VersionConfig, code: Code) -> list[str]:
     if found is None and folder is not None and _first(tree, [f"{folder}/{path}" for path in candidates]) is not None:
         tree.strip(folder)
         found = _first(tree, candidates)
+    if found is None and config.runtime == IMAGE_RUNTIME:
+        raise BundleRejected(
+            f"no {code.files[0]}: the runtime {IMAGE_RUNTIME!r} builds the one at the top of the bundle, which holds "
+            f"{_listing(tree.files())}. Put one there, or name an `image` in the config."
+        )
     if found is None:
         wanted = " or ".join(sorted(candidates, key=len))
         raise BundleRejected(
             f"no handler: for {config.handler!r} the file {wanted} is needed, and the bundle holds "
-            f"{_listing(tree.files())}. Name the file so, or say in the config's `handler` where it is."
+            f"{_listing(tree.files())}. Name the file so, or say in the config's `handler` where it is.{_hint(tree)}"
         )
     return [real for path in packages if (real := tree.find(path)) is not None] + [found]
+
+
+def _hint(tree: Tree) -> str:
+    found = tree.find(runtimes.get(IMAGE_RUNTIME).code.files[0])
+    return f" To have its {found} built instead, set `runtime` to {IMAGE_RUNTIME!r}." if found is not None else ""
 
 
 def places(config: VersionConfig, code: Code) -> tuple[list[str], list[str]]:

@@ -28,7 +28,9 @@ class Releases:
 
     async def submit(self, namespace: str, name: str, stored: Stored, config: VersionConfig) -> tuple[Version, bool]:
         """A new version, to be built soon, or the one that exists with this code and config. True: it is new."""
-        version, created = await self._versions.submit(namespace, name, stored.digest, config, stored.size_bytes)
+        version, created = await self._versions.submit(
+            namespace, name, stored.digest, config, stored.size_bytes, reuse=config.pinned
+        )
         if created:
             await self._wake.poke()
         return version, created

@@ -40,18 +40,18 @@ class Versions:
         self._clock = clock
 
     async def submit(
-        self, namespace: str, name: str, digest: str, config: VersionConfig, size_bytes: int
+        self, namespace: str, name: str, digest: str, config: VersionConfig, size_bytes: int, *, reuse: bool = True
     ) -> tuple[Version, bool]:
         """A new PENDING version and the job that builds it, or the one that exists with this code and config.
 
         True when it is new. Creates the function when there is none. Failed and retired versions don't count as
-        existing: submitting them again builds them again, under a new number.
+        existing: submitting them again builds them again, under a new number. So does everything without `reuse`.
         """
         config_digest = _digest(config)
         now = self._clock.now()
         async with self._database.begin() as connection:
             function, created = await functions.ensure(connection, namespace, name, now)
-            same = await self._same(connection, function.id, digest, config_digest)
+            same = await self._same(connection, function.id, digest, config_digest) if reuse else None
             if same is not None:
                 return same, False
             number = await _next_number(connection, function.id)
@@ -267,7 +267,8 @@ async def _aliases_at(connection: AsyncConnection, function_id: int, number: int
 
 
 def _digest(config: VersionConfig) -> str:
-    return hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+    values = config.model_dump(mode="json", exclude_none=True)  # a key that came later changes no older digest
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _fitting(lines: Sequence[str], size: int) -> tuple[list[str], int]:

@@ -15,9 +15,15 @@ STACK_LIMIT = 16 << 10  # characters; the middle is left out
 _NOT_THE_USERS = (os.path.dirname(__file__) + os.sep, importlib.__file__, "<frozen importlib")  # noqa: PTH120
 
 
+class Plain(Exception):
+    """An error that its words explain whole: where in the shim it was raised tells nobody anything."""
+
+    __module__ = "builtins"  # its subclasses are shown by their bare names
+
+
 def describe(error: BaseException, root: str = "") -> dict[str, str]:
     """`error` for the wire. File names below the directory `root` are given relative to it."""
-    stack = _stack(error)
+    stack = f"{type(error).__name__}: {error}" if isinstance(error, Plain) else _stack(error)
     if root:
         stack = stack.replace(f'File "{root}{os.sep}', 'File "')
     return {"type": type(error).__name__, "message": _message(error)[:MESSAGE_LIMIT], "stack": _shorten(stack)}

@@ -92,6 +92,12 @@ class Log:
         for (source, _), text in rest:
             self._emit(call, source, _LEVELS[source], text)
 
+    def flush(self, seconds: float) -> None:
+        """Before a sudden end: see that what was logged reaches the node."""
+        link = self._link()
+        if link is not None:
+            link.flush(seconds)
+
     def forget(self) -> None:
         """In a forked child: another thread may have held the lock."""
         self._lock = threading.RLock()

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Callable
 
 from . import logs, wire
 from .errors import describe
@@ -21,11 +21,14 @@ from .instance import DIAL_EVERY_S, LOST_AFTER_S, STOP_SIGNALS, Instance
 from .link import Link, dial
 from .load import load
 
+if TYPE_CHECKING:
+    from .load import App
+
 FAILED_STAYS_S = 10.0  # after LOAD_FAILED the node ends the connection, and the instance; no longer than this
 
 
-def main() -> None:
-    """Does not return."""
+def main(load: Callable[..., App] = load) -> None:
+    """Run what `load` makes of LOAD. Does not return."""
     socket_path = os.environ.pop("HEADRACE_SOCKET")
     instance_id = os.environ.pop("HEADRACE_INSTANCE")
     code = os.environ.pop("HEADRACE_CODE")

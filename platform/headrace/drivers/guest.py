@@ -1,0 +1,72 @@
+"""The image that a version brings: what the engine says of it, kept as a layer of one small file.
+
+The layer pins the image by its id, so that a rollback runs the same bytes, and is named by its own content. The image
+has a tag with that name for as long as the layer is there, which keeps the engine from removing it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from headrace.errors import BuildFailed
+
+FILE = "image.json"
+_ROOT = {"", "0", "root"}
+_MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+@dataclass(frozen=True, slots=True)
+class GuestImage:
+    """`command` is ENTRYPOINT and CMD in one; `user` empty: the image names none, or root."""
+
+    id: str
+    command: list[str]
+    env: dict[str, str]
+    user: str
+    workdir: str
+    volumes: list[str]
+
+    def write(self, directory: Path) -> str:
+        """Put it down as the layer in `directory`; the layer's digest."""
+        text = json.dumps(asdict(self), sort_keys=True, indent=1)
+        (directory / FILE).write_text(text, encoding="utf-8")
+        (directory / FILE).chmod(0o644)
+        return layer_of(directory)
+
+    @staticmethod
+    def read(directory: Path) -> GuestImage:
+        return GuestImage(**json.loads((directory / FILE).read_text(encoding="utf-8")))
+
+
+def layer_of(directory: Path) -> str:
+    """The digest of the layer in `directory`."""
+    return hashlib.sha256((directory / FILE).read_bytes()).hexdigest()
+
+
+def guest_image(found: dict[str, Any]) -> GuestImage:
+    """From what the engine's inspection says. Raises `BuildFailed` for an image that can't run here."""
+    machine = _MACHINES.get(platform.machine(), platform.machine())
+    if found["Os"] != "linux" or found["Architecture"] != machine:
+        raise BuildFailed(
+            f"the image is for {found['Os']}/{found['Architecture']} and this machine is linux/{machine}: "
+            "use or build one for it."
+        )
+    config = found["Config"] or {}
+    command = [*(config.get("Entrypoint") or []), *(config.get("Cmd") or [])]
+    if not command:
+        raise BuildFailed("the image has neither ENTRYPOINT nor CMD: say in its Dockerfile what it runs.")
+    user = config.get("User") or ""
+    pairs = (line.partition("=") for line in config.get("Env") or [])
+    return GuestImage(
+        id=found["Id"],
+        command=command,
+        env={name: value for name, _, value in pairs},
+        user="" if user.partition(":")[0] in _ROOT else user,
+        workdir=config.get("WorkingDir") or "/",
+        volumes=sorted(config.get("Volumes") or {}),
+    )
