@@ -105,8 +105,11 @@ async def assert_untouched(w: World) -> None:
 @pytest.mark.parametrize(
     ("body", "told"),
     [
-        ({"files": {}}, "body.files: "),
-        ({"config": {}}, "body.files: this is missing"),
+        ({"files": {}}, "the bundle holds no files"),
+        ({"config": {}}, "the bundle holds no files"),
+        ({"files": {"a": "b"}, "config": {"image": "a:1"}}, "an image, which runs as it is, and the bundle holds files"),
+        ({"config": {"image": "a:1", "handler": "a.b"}}, "body.config.handler: an image serves HTTP by itself"),
+        ({"config": {"image": "a:1", "runtime": "node"}}, "body.config.image: this is for images only"),
         ({"files": {"handler.py": 3}}, "body.files.handler.py: "),
         ({"files": {"handler.py": HANDLER}, "conf": {}}, "body.conf: this is not known here"),
         ({"files": {"handler.py": HANDLER}, "config": None}, "body.config: "),
