@@ -101,7 +101,7 @@ class Carried(_Part):
     """
 
     runtime: str
-    pack: Command  # run in that base image, with this runtime's folder as `/pack`: fills `{out}`
+    pack: Command  # run in that base image: fills `{out}`
 
 
 class Runtime(_Part):

@@ -107,7 +107,7 @@ async def assert_untouched(w: World) -> None:
     [
         ({"files": {}}, "the bundle holds no files"),
         ({"config": {}}, "the bundle holds no files"),
-        ({"files": {"a": "b"}, "config": {"image": "a:1"}}, "an image, which runs as it is, and the bundle holds files"),
+        ({"files": {"a": "b"}, "config": {"image": "a:1"}}, "names an image, which runs as it is"),
         ({"config": {"image": "a:1", "handler": "a.b"}}, "body.config.handler: an image serves HTTP by itself"),
         ({"config": {"image": "a:1", "runtime": "node"}}, "body.config.image: this is for images only"),
         ({"files": {"handler.py": 3}}, "body.files.handler.py: "),

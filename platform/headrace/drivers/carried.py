@@ -20,6 +20,8 @@ from headrace.drivers.procfs import process_tag
 from headrace.runtimes import Carried, Runtime
 from headrace.settings import Settings
 
+_OWN_FILE = "{runtime}/"
+
 
 class Carrier:
     def __init__(self, engine: Engine, settings: Settings) -> None:
@@ -30,8 +32,10 @@ class Carrier:
     def directory(self, runtime: Runtime) -> Path:
         """Where the programs of `runtime` are, made or not: named by what they are made from."""
         digest = hashlib.sha256(runtime.image_name(self._settings).encode())
-        for path in sorted(runtime.directory.glob("*.py")):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+        for argument in runtime.carried.pack if runtime.carried is not None else ():
+            digest.update(b"\0" + argument.encode())
+            if argument.startswith(_OWN_FILE):
+                digest.update((runtime.directory / argument.removeprefix(_OWN_FILE)).read_bytes())
         return self._root / digest.hexdigest()[:16]
 
     def there(self, runtime: Runtime) -> bool:

@@ -162,17 +162,16 @@ class GuestImages:
         mark = hashlib.sha256(base.encode() + b"\0" + certificates).hexdigest()[:16]
         trusting = f"headrace-base-{runtime.name}:{mark}"
         if await self._inspect(trusting) is None:
-            await self._make_trusting(base, trusting, certificates)
+            await self._make_trusting(base, trusting, certificates, source.ca_env)
         return trusting, env, source.hidden
 
-    async def _make_trusting(self, base: str, name: str, certificates: bytes) -> None:
+    async def _make_trusting(self, base: str, name: str, certificates: bytes, variables: tuple[str, ...]) -> None:
         with tempfile.TemporaryDirectory(prefix="headrace-") as directory:
             root = Path(directory) / "root"
             root.mkdir()
             (root / "ca.pem").write_bytes(certificates)
-            (root / dockerfile.NAME).write_text(
-                f"FROM {base}\nCOPY ca.pem {_CA_PLACE}\nENV SSL_CERT_FILE={_CA_PLACE} NODE_EXTRA_CA_CERTS={_CA_PLACE}\n"
-            )
+            lines = [f"FROM {base}", f"COPY ca.pem {_CA_PLACE}", *(f"ENV {name}={_CA_PLACE}" for name in variables)]
+            (root / dockerfile.NAME).write_text("\n".join(lines) + "\n")
             context = Path(directory) / "context.tar"
             await asyncio.to_thread(_pack, root, context)
             params = {"t": name, "rm": "1", "forcerm": "1"}

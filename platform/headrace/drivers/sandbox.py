@@ -116,10 +116,12 @@ def pack_config(
     image: str, pack: Sequence[str], home_tag: str, *, owner: str, source: Path, out_dir: Path
 ) -> dict[str, Any]:
     """The body of the engine's create request for packing programs of `image`: like a build, without any network."""
-    mounts = [_mount(source, "/pack"), _mount(out_dir, OUT, writable=True)]
+    mounts = [_mount(source, "/runtime"), _mount(out_dir, OUT, writable=True)]
     host = _host_config(_PACK_MB, _PACK_MB // 2, _BUILD_PROCESSES, mounts) | {"NetworkMode": "none"}
     labels = {LABEL_HOME: home_tag, LABEL_ROLE: ROLE_BUILD, LABEL_OWNER: owner}
-    return _config(image, filled(pack, {"out": OUT}), env={}, labels=labels, user=build_user(), host=host)
+    return _config(
+        image, filled(pack, {"out": OUT, "runtime": "/runtime"}), env={}, labels=labels, user=build_user(), host=host
+    )
 
 
 def build_config(

@@ -21,7 +21,11 @@ from .websocket import Receive, Send, Socket, carry
 REPEATABLE = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
 ENDS_S = 1.0  # a program that breaks a connection off may be about to end: that is the better reason
 FLUSH_S = 2.0
-_DROPPED = frozenset((b"connection", b"expect", b"te", b"transfer-encoding", b"content-length", b"upgrade"))
+GATHER_S = 0.002  # a started answer waits so long for its first bytes, so that most are one frame
+GATHER = 64 << 10
+_DROPPED = frozenset(
+    (b"connection", b"expect", b"te", b"transfer-encoding", b"content-length", b"upgrade", b"x-forwarded-prefix")
+)
 
 
 class ImageApp(AsgiApp):
@@ -130,23 +134,29 @@ class ImageApp(AsgiApp):
                 await asyncio.wait({sending})
 
     async def _answer(self, connection: Connection, send: Send) -> None:
-        """Pass the answer on; what has arrived in one piece goes on in one."""
-        held: bytes | bytearray = b""
-        started = False
+        """Pass the answer on. Many servers write head and body apart: a small whole answer still goes on in one."""
+        head: dict[str, Any] | None = None
+        held = b""
         while True:
             event = connection.next()
             if isinstance(event, h11.Data):
-                held = held + event.data if held else event.data
+                held += event.data
             elif isinstance(event, h11.EndOfMessage):
                 self._guest.take_output()
+                if head is not None:
+                    await send(head)
                 await send({"type": "http.response.body", "body": held})
                 return
             elif isinstance(event, h11.Response):
-                started = True
                 headers = [(name, value) for name, value in event.headers if name not in _HOP]
-                await send({"type": "http.response.start", "status": event.status_code, "headers": headers})
+                head = {"type": "http.response.start", "status": event.status_code, "headers": headers}
             elif event is None:
-                if started and held:
+                if head is not None:
+                    if len(held) < GATHER and await connection.wait(GATHER_S):
+                        continue
+                    await send(head)
+                    head = None
+                if held:
                     await send({"type": "http.response.body", "body": held, "more_body": True})
                     held = b""
                 await connection.wait()
@@ -184,21 +194,14 @@ def target_of(scope: dict[str, Any]) -> bytes:
 
 
 def head_of(scope: dict[str, Any]) -> list[tuple[bytes, bytes]]:
-    """The caller's headers, and what a proxy adds."""
+    """The headers of the call, among them what the gateway tells of the caller, and what this proxy adds."""
     call = scope["headrace"]
-    secure = scope["scheme"] in ("https", "wss")
     headers = [
-        (name, value)
-        for name, value in scope["headers"]
-        if name not in _DROPPED and not name.startswith((b"headrace-", b"x-forwarded-"))
+        (name, value) for name, value in scope["headers"] if name not in _DROPPED and not name.startswith(b"headrace-")
     ]
-    earlier = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
-    client = call["ip"].encode()
     if not any(name == b"host" for name, _ in headers):
         headers.insert(0, (b"host", b"localhost"))
     headers += [
-        (b"x-forwarded-for", b", ".join([*earlier, client])),
-        (b"x-forwarded-proto", b"https" if secure else b"http"),
         (b"x-forwarded-prefix", call["r"].encode("utf-8", "replace")),
         (b"headrace-invocation", call["id"].encode()),
     ]

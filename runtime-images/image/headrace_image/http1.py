@@ -132,11 +132,17 @@ class Connection(asyncio.Protocol):
             raise BadAnswer(_CLOSED_EARLY, not self._touched)
         return event
 
-    async def wait(self) -> None:
-        """Until more has arrived since `next` had nothing, or the end."""
+    async def wait(self, seconds: float | None = None) -> bool:
+        """Until more has arrived since `next` had nothing, or the end; False when `seconds` go by without either."""
         if not (self._ended or self._arrived):
             self._news = self._loop.create_future()
-            await self._news
+            if seconds is None:
+                await self._news
+            else:
+                timer = self._loop.call_later(seconds, _wake, self._news)
+                await self._news
+                timer.cancel()
+        return self._ended or self._arrived
 
     async def probe(self, path: str) -> int:
         """GET `path`; the status."""

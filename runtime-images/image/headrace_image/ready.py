@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .guest import Guest
 
 FIRST_S, LONGEST_S = 0.005, 0.1  # between two looks
+MOST_PORTS = 5  # that are named
 PROBE_S = 5.0  # one answer of the ready path
 LISTENING = "0A"  # the state in /proc/net/tcp
 ENGINES_OWN = "127.0.0.11"  # where the engine's resolver listens in the container
@@ -91,7 +92,7 @@ async def _unready(guest: Guest, port: int, path: str | None, seconds: float) ->
         where = ", ".join(sorted({address for address, number in listening if number == port}))
         fault = f"it takes no connection on port {port} of 127.0.0.1, only of {where}: listen on 0.0.0.0"
     elif others:
-        ports = ", ".join(map(str, others))
+        ports = ", ".join(map(str, others[:MOST_PORTS]))
         fault = f"nothing listens on port {port}, but on {ports}: listen on $PORT, or set `port` in the config"
     else:
         fault = f"nothing listens on port {port}: serve HTTP on 0.0.0.0:$PORT, or raise `start_timeout_s`"

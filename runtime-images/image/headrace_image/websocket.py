@@ -109,10 +109,10 @@ class Socket:
 
     @property
     def closed_with(self) -> tuple[int, str]:
-        code = self._protocol.close_code
-        if code in (None, _ABNORMAL):
+        said = self._protocol.close_rcvd
+        if said is None:
             return _RESTART, "the program broke the connection off"
-        return (1000 if code == _NO_CODE else cast(int, code)), self._protocol.close_reason or ""
+        return (1000 if said.code == _NO_CODE else int(said.code)), said.reason
 
     async def shake_hands(self) -> Response | None:
         """None when the program accepts; else its refusal."""
