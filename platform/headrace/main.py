@@ -8,6 +8,8 @@ needs when it starts: that keeps it small, and a node knows no web framework.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import gc
 import logging
 import os
@@ -170,6 +172,14 @@ def _node_id(path: Path) -> str:
         return path.read_text().strip()
 
 
+def _settle() -> None:
+    """What was made so far stays: give back the memory that making it took, and let no collection look at it again."""
+    gc.collect()
+    with contextlib.suppress(AttributeError):  # a C library other than glibc
+        ctypes.CDLL(None).malloc_trim(0)
+    gc.freeze()
+
+
 async def node(settings: Settings, clock: Clock) -> None:
     from headrace.node import Node
     from headrace.store.sql import Database
@@ -178,8 +188,7 @@ async def node(settings: Settings, clock: Clock) -> None:
     running = Node(settings, clock, database, driver_of(settings), _node_id(settings.home / "node-id"))
     try:
         await running.start()
-        gc.collect()
-        gc.freeze()  # what was made so far stays; collections look at what calls leave behind
+        _settle()
         await _first(_stop_signal(), running.failed())
         await running.stop()
     finally:

@@ -123,7 +123,7 @@ class Node:
         await self._peer.start()
         await self._announce_once()
         self._revision = await self._functions.revision()
-        for target in await self._functions.targets():
+        async for target in self._functions.targets():
             self._put(target)
         self._gatekeeper.tokens = await self._tokens.hashes()
         await self._driver.check()
@@ -262,9 +262,13 @@ class Node:
         """Load what changed without a poke having reached this node."""
         revision = await self._functions.revision()
         if revision != self._revision:
-            here, there = self._routes.revisions(), await self._functions.revisions()
-            for id in here.keys() | there.keys():
-                if here.get(id) != there.get(id):
+            changed, count = await self._functions.changed(self._revision)
+            for id, there in changed.items():
+                here = self._routes.target(id)
+                if here is None or here.revision != there:
+                    await self._refresh(id)
+            if count != len(self._routes):  # some were deleted
+                for id in self._routes.ids() - await self._functions.ids():
                     await self._refresh(id)
             self._revision = revision
         self._gatekeeper.tokens = await self._tokens.hashes()

@@ -187,14 +187,17 @@ async def test_the_revision_grows_with_every_change_that_routing_depends_on(stor
     await grows()
 
 
-async def test_revisions_name_the_functions_that_changed(store: Store) -> None:
+async def test_what_changed_since_a_revision_is_named_and_counted(store: Store) -> None:
     one, _ = await store.functions.put(NS, "one", {})
     two, _ = await store.functions.put(NS, "two", {})
-    before = await store.functions.revisions()
+    before = await store.functions.revision()
+    assert await store.functions.changed(before) == ({}, 2)
     await store.functions.put(NS, "two", {"sticky": True})
-    after = await store.functions.revisions()
-    assert after[one.id] == before[one.id]
-    assert after[two.id] == await store.functions.revision() > before[two.id]
+    after = await store.functions.revision()
+    assert await store.functions.changed(before) == ({two.id: after}, 2)
+    await store.functions.delete(NS, "one")
+    assert await store.functions.changed(after) == ({}, 1)
+    assert one.id not in await store.functions.ids() == {two.id}
 
 
 async def test_a_target_has_the_aliases_and_the_ready_versions(store: Store) -> None:
@@ -211,7 +214,7 @@ async def test_a_target_has_the_aliases_and_the_ready_versions(store: Store) -> 
     assert target.function == await store.functions.get(NS, NAME)
     assert target.aliases == {"live": {1: 100}}
     assert target.versions == {1: ready}
-    assert target.revision == (await store.functions.revisions())[ready.function_id]
+    assert target.revision == await store.functions.revision()
     assert pending.number == 4
 
 
@@ -219,7 +222,7 @@ async def test_targets_are_those_of_each_function(store: Store) -> None:
     one, two = await store.build(name="one"), await store.build(name="two")
     await store.build("d2", name="two")
     await store.publish(2, name="two")
-    targets = await store.functions.targets()
+    targets = [target async for target in store.functions.targets()]
     assert sorted(targets, key=lambda target: target.function.id) == [
         await store.functions.target(one.function_id),
         await store.functions.target(two.function_id),
@@ -227,4 +230,4 @@ async def test_targets_are_those_of_each_function(store: Store) -> None:
     assert {target.function.name: sorted(target.versions) for target in targets} == {"one": [1], "two": [1, 2]}
     await store.functions.delete(NS, "one")
     assert await store.functions.target(one.function_id) is None
-    assert [target.function.name for target in await store.functions.targets()] == ["two"]
+    assert [target.function.name async for target in store.functions.targets()] == ["two"]

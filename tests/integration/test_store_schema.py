@@ -77,7 +77,7 @@ async def test_migrating_again_keeps_what_is_there(database_url: str) -> None:
     async with opened(database_url) as store:
         await store.build()
         await migrate(database_url)
-        assert [target.function.name for target in await store.functions.targets()] == ["hello"]
+        assert [target.function.name async for target in store.functions.targets()] == ["hello"]
 
 
 async def test_processes_that_migrate_at_once_all_succeed(empty_url: str) -> None:

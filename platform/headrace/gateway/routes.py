@@ -81,8 +81,8 @@ class Routes:
     def targets(self) -> Iterable[Target]:
         return self._targets.values()
 
-    def revisions(self) -> dict[int, int]:
-        return {id: target.revision for id, target in self._targets.items()}
+    def ids(self) -> set[int]:
+        return set(self._targets)
 
     def put(self, target: Target) -> bool:
         """Swap one function's state in; False for an older revision than the present one, which is ignored."""

@@ -1,17 +1,20 @@
 """Functions, and what nodes need to route to them.
 
 `routing.revision` grows with every change that routing depends on. The same transaction stamps it on the function,
-so a node that compares revisions finds exactly the functions to load again.
+so a node that asks for what is newer finds exactly the functions to load again.
 """
 
 from __future__ import annotations
 
 import builtins
+import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from sys import intern
 from typing import Any
+from weakref import WeakValueDictionary
 
-from sqlalchemy import Row, delete, select, tuple_, update
+from sqlalchemy import Row, delete, func, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from headrace.clock import Clock
@@ -27,12 +30,28 @@ _DEFAULTS: Mapping[str, Any] = {
     "sticky": False,
     "labels": {},
 }
+_CHUNK = 500  # functions whose targets are read at once
+
+
+class _Configs:
+    """Equal configs are one object for as long as somebody holds it: most versions differ from others in their code."""
+
+    def __init__(self) -> None:
+        self._known: WeakValueDictionary[str, VersionConfig] = WeakValueDictionary()
+
+    def validate(self, stored: Mapping[str, Any]) -> VersionConfig:
+        key = json.dumps(stored, sort_keys=True)
+        config = self._known.get(key)
+        if config is None:
+            config = self._known[key] = VersionConfig.model_validate(stored)
+        return config
 
 
 class Functions:
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
+        self._configs = _Configs()
 
     async def put(self, namespace: str, name: str, changes: Mapping[str, Any]) -> tuple[Function, bool]:
         """Create the function or change the settings named in `changes`; True when it was created.
@@ -92,43 +111,51 @@ class Functions:
         async with self._database.connect() as connection:
             return int((await connection.execute(select(tables.routing.c.revision))).scalar_one())
 
-    async def revisions(self) -> dict[int, int]:
-        """Function id to the revision of its last change."""
+    async def changed(self, since: int) -> tuple[dict[int, int], int]:
+        """Function id to revision of those new or changed after revision `since`; and how many there are in all."""
         c = tables.functions.c
         async with self._database.connect() as connection:
-            return {row.id: row.revision for row in await connection.execute(select(c.id, c.revision))}
+            rows = (await connection.execute(select(c.id, c.revision).where(c.revision > since))).all()
+            count = (await connection.execute(select(func.count()).select_from(tables.functions))).scalar_one()
+        return {row.id: row.revision for row in rows}, int(count)
+
+    async def ids(self) -> set[int]:
+        """Ids of all functions."""
+        async with self._database.connect() as connection:
+            return set((await connection.execute(select(tables.functions.c.id))).scalars())
 
     async def target(self, function_id: int) -> Target | None:
         """What a node needs to route to this function; None when it is gone."""
+        c = tables.functions.c
         async with self._database.connect() as connection:
-            found = await _targets(connection, function_id)
-        return found[0] if found else None
+            row = (await connection.execute(select(tables.functions).where(c.id == function_id))).first()
+            return None if row is None else (await self._targets(connection, [row]))[0]
 
-    async def targets(self) -> builtins.list[Target]:
-        """The targets of all functions, in three queries."""
+    async def targets(self) -> AsyncIterator[Target]:
+        """The targets of all functions as they are at one moment; read in parts, since rows take much more memory."""
+        c = tables.functions.c
+        rows: Sequence[Row[Any]] = ()
         async with self._database.connect() as connection:
-            return await _targets(connection, None)
+            query = select(tables.functions).order_by(c.id).limit(_CHUNK)
+            while rows := (await connection.execute(query.where(c.id > (rows[-1].id if rows else 0)))).all():
+                for target in await self._targets(connection, rows):
+                    yield target
+            await self._database.shed(connection)
 
-
-async def _targets(connection: AsyncConnection, function_id: int | None) -> list[Target]:
-    functions = select(tables.functions)
-    aliases = select(tables.aliases)
-    versions = select_versions().where(tables.versions.c.state == VersionState.READY)
-    if function_id is not None:
-        functions = functions.where(tables.functions.c.id == function_id)
-        aliases = aliases.where(tables.aliases.c.function_id == function_id)
-        versions = versions.where(tables.versions.c.function_id == function_id)
-    traffic: defaultdict[int, dict[str, dict[int, int]]] = defaultdict(dict)
-    for row in await connection.execute(aliases):
-        if row.traffic:
-            traffic[row.function_id][row.name] = make_traffic(row.traffic)
-    ready: defaultdict[int, dict[int, Version]] = defaultdict(dict)
-    for row in await connection.execute(versions):
-        ready[row.function_id][row.number] = make_version(row)
-    return [
-        Target(make_function(row), traffic[row.id], ready[row.id], row.revision)
-        for row in await connection.execute(functions)
-    ]
+    async def _targets(self, connection: AsyncConnection, rows: Sequence[Row[Any]]) -> builtins.list[Target]:
+        """The targets of the functions `rows`, which are by id and have no others between them."""
+        first, last = rows[0].id, rows[-1].id
+        aliases = select(tables.aliases).where(tables.aliases.c.function_id.between(first, last))
+        c = tables.versions.c
+        versions = select_versions().where(c.function_id.between(first, last), c.state == VersionState.READY)
+        traffic: defaultdict[int, dict[str, dict[int, int]]] = defaultdict(dict)
+        for row in await connection.execute(aliases):
+            if row.traffic:
+                traffic[row.function_id][_shared(row.name)] = make_traffic(row.traffic)
+        ready: defaultdict[int, dict[int, Version]] = defaultdict(dict)
+        for row in await connection.execute(versions):
+            ready[row.function_id][row.number] = make_version(row, self._configs.validate(row.config))
+        return [Target(make_function(row), traffic[row.id], ready[row.id], row.revision) for row in rows]
 
 
 async def find(connection: AsyncConnection, namespace: str, name: str, *, lock: bool = False) -> Row[Any]:
@@ -178,14 +205,19 @@ async def _next_revision(connection: AsyncConnection) -> int:
     return int((await connection.execute(grown)).scalar_one())
 
 
+def _shared(text: Any) -> Any:
+    """One object for all equal texts."""
+    return intern(text)
+
+
 def make_function(row: Row[Any]) -> Function:
     return Function(
         row.id,
-        row.namespace,
-        row.name,
+        _shared(row.namespace),
+        _shared(row.name),
         row.description,
-        row.access,
-        row.balancing,
+        _shared(row.access),
+        _shared(row.balancing),
         row.sticky,
         row.labels,
         row.created_at,
@@ -199,18 +231,19 @@ def select_versions() -> Any:
     return select(tables.versions, functions.namespace, functions.name.label("function")).join(tables.functions)
 
 
-def make_version(row: Row[Any]) -> Version:
+def make_version(row: Row[Any], config: VersionConfig | None = None) -> Version:
+    """`config`: the row's, when it is known already."""
     return Version(
         row.id,
         row.function_id,
-        row.namespace,
-        row.function,
+        _shared(row.namespace),
+        _shared(row.function),
         row.number,
         VersionState(row.state),
         row.reason,
-        row.digest,
-        row.layer,
-        VersionConfig.model_validate(row.config),
+        _shared(row.digest),
+        row.layer and _shared(row.layer),
+        config or VersionConfig.model_validate(row.config),
         row.size_bytes,
         row.created_at,
         row.built_at,

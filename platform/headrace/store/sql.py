@@ -81,6 +81,11 @@ class Database:
             async with self._reader.connect() as connection:
                 yield connection
 
+    async def shed(self, connection: AsyncConnection) -> None:
+        """Give back the memory that a large read has left on `connection`."""
+        if self._sqlite:
+            await connection.exec_driver_sql("PRAGMA shrink_memory")
+
     async def close(self) -> None:
         await self._reader.dispose()
         await self._writer.dispose()
