@@ -62,6 +62,7 @@ class FakeEngine:
     def __init__(self, program: Program = run_for_ever, installer: Installer = install_nothing) -> None:
         self.program = program
         self.installer = installer
+        self.release = "1"  # of what instances and builds run on
         self.instances: dict[tuple[str, str], FakeInstance] = {}
 
     async def run(self, instance: FakeInstance) -> None:
@@ -131,9 +132,9 @@ class FakeDriver:
         async with _Call(self, "check", ""):
             return EngineInfo("fake", "1", True)
 
-    async def prepare(self, runtime: Runtime) -> None:
+    async def prepare(self, runtime: Runtime) -> str:
         async with _Call(self, "prepare", runtime):
-            runtimes.get(runtime)
+            return f"{runtimes.get(runtime).name} of {self.engine.release}"
 
     async def start(self, spec: InstanceSpec) -> None:
         async with _Call(self, "start", spec.id):

@@ -82,6 +82,8 @@ class Dependencies(_Part):
     setting_env: str  # the variable for it
     noise: tuple[str, ...] = ()  # starts of lines that nobody needs
     errors: tuple[str, ...] = ()  # starts of lines that say what went wrong
+    vague: tuple[str, ...] = ()  # how such lines go on when they tell nothing by themselves
+    foreign: dict[str, str] = {}  # files of other installers, and what to do instead
     memory_advice: str
 
     @field_validator("asks", "local")

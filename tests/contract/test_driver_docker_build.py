@@ -15,7 +15,7 @@ import pytest
 from docker import APIClient
 
 from driver_kit import PATIENCE_S, Kit, kit_of
-from headrace.drivers import install
+from headrace.drivers import result
 from headrace.drivers.base import BuildSpec, Driver
 from headrace.errors import BuildFailed
 
@@ -96,10 +96,59 @@ async def test_a_build_that_needs_too_much_memory_says_so(kit: Kit, driver: Driv
 async def test_a_result_that_grows_too_large_ends_the_build(
     kit: Kit, driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(install, "_LARGEST_RESULT", 5 << 20)
+    monkeypatch.setattr(result, "LARGEST_RESULT", 5 << 20)
     spec = hostile(kit, "import time\nopen('/out/big', 'wb').write(bytes(20 << 20))\ntime.sleep(1000)")
     with pytest.raises(BuildFailed, match="dependencies take more than"):
         await driver.build(spec, lambda _: None)
+
+
+async def test_a_program_that_fills_the_disk_with_what_it_deletes_is_stopped(
+    kit: Kit, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(result, "LARGEST_RESULT", 40 << 20)
+    backend = """
+import os, signal, time
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+try:
+    os.posix_fallocate(os.open("/out/large", os.O_CREAT | os.O_WRONLY), 0, (1 << 30) + 1)
+    raise SystemExit("one file may be as large as it likes")
+except OSError:
+    pass
+for number in range(40):
+    file = os.open("/out/gone", os.O_CREAT | os.O_WRONLY)
+    os.unlink("/out/gone")
+    os.posix_fallocate(file, 0, 30 << 20)
+time.sleep(1000)
+"""
+    with pytest.raises(BuildFailed, match=r"the disk lost .* one of their programs fills it"):
+        await driver.build(hostile(kit, backend), lambda _: None)
+
+
+async def test_what_is_left_for_a_layer_is_files_that_everybody_can_read(kit: Kit, driver: Driver) -> None:
+    backend = """
+import os, socket, zipfile
+def get_requires_for_build_wheel(config=None): return []
+def build_wheel(directory, config=None, metadata=None):
+    os.umask(0o077)
+    os.makedirs("/out/closed/in")
+    open("/out/closed/in/program", "w").close()
+    os.chmod("/out/closed/in/program", 0o6700)
+    os.chmod("/out/closed/in", 0)
+    os.chmod("/out/closed", 0)
+    os.mkfifo("/out/pipe")
+    socket.socket(socket.AF_UNIX).bind("/out/socket")
+    os.symlink("/etc/shadow", "/out/link")
+    with zipfile.ZipFile(directory + "/odd-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("odd-1.dist-info/METADATA", "Metadata-Version: 2.1\\nName: odd\\nVersion: 1\\n")
+        wheel.writestr("odd-1.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr("odd-1.dist-info/RECORD", "")
+    return "odd-1-py3-none-any.whl"
+"""
+    spec = hostile(kit, backend)
+    await driver.build(spec, lambda _: None)
+    modes = {path.name: path.lstat().st_mode for path in spec.out_dir.rglob("*")}
+    assert (modes["closed"], modes["in"], modes["program"]) == (0o040755, 0o040755, 0o100755)
+    assert "pipe" not in modes and "socket" not in modes and (spec.out_dir / "link").is_symlink()
 
 
 async def test_nothing_is_left_of_a_cancelled_build(kit: Kit, driver: Driver, engine: Any) -> None:

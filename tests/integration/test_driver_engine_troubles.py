@@ -265,7 +265,7 @@ async def test_without_registry_and_without_root_the_ways_out_are_named(
     ],
 )
 def test_image_names_are_split_as_the_engine_does(image: str, parts: tuple[str, str]) -> None:
-    assert images._split(image) == parts
+    assert images.split_name(image) == parts
 
 
 @pytest.mark.parametrize(

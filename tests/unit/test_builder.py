@@ -13,7 +13,7 @@ from headrace.errors import BuildFailed, EngineUnavailable, LoadFailed, NoCapaci
 from headrace.jobs.base import Job
 from headrace.model import VersionConfig, VersionState
 from headrace.releases import buildlog, nodes
-from release_kit import Kit, kit
+from release_kit import HANDLER, Kit, kit
 
 READY, FAILED, PROBING, BUILDING = VersionState.READY, VersionState.FAILED, VersionState.PROBING, VersionState.BUILDING
 Say = Callable[[str], None]
@@ -56,6 +56,17 @@ async def test_dependencies_become_a_layer_that_versions_share(world: Kit) -> No
     assert "installed already" in await world.log(versions[1])
     await world.ready(requirements="pillow>=12\n")
     assert len(world.layers()) == 2
+    world.driver.engine.release = "2"  # another interpreter, or another engine: what was made for the first may not fit
+    await world.ready(requirements="pillow>=11\n", other="n = 3")
+    assert len(world.layers()) == 3
+
+
+async def test_the_log_says_which_files_of_other_installers_are_not_read(world: Kit) -> None:
+    await world.node()
+    stored = await world.bundles.from_files({"handler.py": HANDLER, "uv.lock": "version = 1"}, VersionConfig())
+    version, _ = await world.releases.submit("default", "hello", stored, VersionConfig())
+    await world.build()
+    assert "uv.lock is not read: write it as requirements.txt with `uv export" in await world.log(version)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from headrace import runtimes
 from headrace.drivers import install
-from headrace.drivers.install import Lines, check_size, package_source
-from headrace.errors import BuildFailed, SettingsError
+from headrace.drivers.install import Lines, package_source
+from headrace.errors import SettingsError
 from headrace.settings import Settings
 
 SECRET_INDEX = "https://user:secret@index.example:8443/simple"
@@ -72,23 +72,35 @@ def test_the_reason_of_a_failure_is_what_the_installer_called_an_error() -> None
     assert lines.reason() == "the installer printed nothing"
 
 
-def test_a_result_over_its_bounds_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "package").mkdir()
-    (tmp_path / "package" / "data").write_bytes(b"x" * 9000)
-    check_size(tmp_path)
-    monkeypatch.setattr(install, "_LARGEST_RESULT", 8000)
-    with pytest.raises(BuildFailed, match="MiB"):
-        check_size(tmp_path)
-
-
-def test_links_in_a_result_are_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    result = tmp_path / "result"
-    result.mkdir()
-    (tmp_path / "elsewhere").write_bytes(b"x" * 100_000)
-    (result / "link").symlink_to(tmp_path / "elsewhere")
-    (result / "circle").symlink_to(result)
-    monkeypatch.setattr(install, "_LARGEST_RESULT", 50_000)
-    check_size(result)
+@pytest.mark.parametrize(
+    ("runtime", "output", "reason"),
+    [
+        (
+            "python",
+            "  error: subprocess-exited-with-error\n    RuntimeError: no libx\n    [end of output]\n"
+            "  note: This error originates from a subprocess\nERROR: Failed building wheel for x\n",
+            "RuntimeError: no libx",
+        ),
+        (
+            "python",
+            "    error: [Errno 2] No such file: 'gcc'\nERROR: Could not build wheels for x\n",
+            "No such file: 'gcc'",
+        ),
+        (
+            "python",
+            "ERROR: Ignored the following versions: 1\nERROR: No matching distribution found for x\n",
+            "No matching",
+        ),
+        ("node", "npm error code 4\nnpm error path /out/x\nnpm error command failed\nnpm error it broke\n", "it broke"),
+        ("shell", "Reading package lists...\nE: Unable to locate package x\n", "Unable to locate package x"),
+    ],
+)
+def test_the_reason_is_the_word_that_helps(runtime: str, output: str, reason: str) -> None:
+    rules = runtimes.get(runtime).dependencies
+    assert rules is not None
+    lines = Lines((), lambda _: None, rules.noise, rules.errors, rules.vague)
+    lines.feed(output.encode())
+    assert lines.reason().removeprefix("[Errno 2] ").startswith(reason)
 
 
 async def test_the_machine_s_own_pip_settings_reach_the_build(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,8 +82,11 @@ class Driver(Protocol):
         """Answer when the engine is there and usable."""
         ...
 
-    async def prepare(self, runtime: Runtime) -> None:
-        """Make sure that instances of `runtime` can start: the base image and the networks exist."""
+    async def prepare(self, runtime: Runtime) -> str:
+        """Make sure that instances of `runtime` can start: the base image and the networks exist.
+
+        Tells what they and their builds run on: a layer made on one such text is for that one only.
+        """
         ...
 
     async def start(self, spec: InstanceSpec) -> None:

@@ -20,8 +20,9 @@ from headrace.drivers import containers, sandbox
 from headrace.drivers.base import BuildSpec
 from headrace.drivers.containers import Output
 from headrace.drivers.engine import Engine
-from headrace.drivers.install import Lines, check_size, dependencies_of, package_source, took_too_long, until_too_large
+from headrace.drivers.install import Lines, dependencies_of, package_source, took_too_long
 from headrace.drivers.procfs import process_tag
+from headrace.drivers.result import settle, too_large
 from headrace.errors import BuildFailed
 from headrace.runtimes import Dependencies
 from headrace.settings import Settings
@@ -57,7 +58,7 @@ class DockerBuilds:
             ca_bundle=source.ca_bundle,
         )
         name = sandbox.build_name(self._home, spec.id)
-        lines = Lines(source.hidden, on_line, wanted.noise, wanted.errors)
+        lines = Lines(source.hidden, on_line, wanted.noise, wanted.errors, wanted.vague)
         sandbox.open_for_writing(spec.out_dir)
         async with self._free:
             doing = f"building {spec.id}"
@@ -67,7 +68,7 @@ class DockerBuilds:
                 state = await self._install(spec, name, await asyncio.shield(creating), lines)
             finally:
                 await asyncio.shield(self._engine.keep(self._clean_up(creating, name), f"remove build {spec.id}"))
-        await asyncio.to_thread(check_size, spec.out_dir)
+        await asyncio.to_thread(settle, spec.out_dir)
         _judge(spec, wanted, state, lines)
 
     def sweep(self, client: APIClient) -> None:
@@ -83,7 +84,8 @@ class DockerBuilds:
         self._readers.shutdown(wait=False)
 
     async def _install(self, spec: BuildSpec, name: str, output: Output, lines: Lines) -> dict[str, Any]:
-        measuring = self._tasks.spawn(self._stop_when_too_large(spec, name), f"measure build {spec.id}")
+        why: list[BuildFailed] = []
+        measuring = self._tasks.spawn(self._stop_when_too_large(spec, name, why), f"measure build {spec.id}")
         try:
             async with asyncio.timeout(spec.timeout_s):
                 while (data := await self._in_thread(output.read)) is not None:
@@ -93,6 +95,8 @@ class DockerBuilds:
             raise took_too_long(spec, lines) from None
         finally:
             measuring.cancel()
+        if why:
+            raise why[0]
         return await self._engine.call(f"building {spec.id}", lambda client: containers.final_state(client, name))
 
     async def _clean_up(self, creating: asyncio.Task[Output], name: str) -> None:
@@ -106,8 +110,8 @@ class DockerBuilds:
         """Threads of their own: reading waits for as long as the build is silent."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, work)
 
-    async def _stop_when_too_large(self, spec: BuildSpec, name: str) -> None:
-        await until_too_large(spec.out_dir)
+    async def _stop_when_too_large(self, spec: BuildSpec, name: str, why: list[BuildFailed]) -> None:
+        why.append(await too_large(spec.out_dir))  # before the container ends, and the wait for it
         await self._engine.call("stopping a build", lambda client: containers.kill(client, name))
 
 

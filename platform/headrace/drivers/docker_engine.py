@@ -60,12 +60,13 @@ class DockerDriver:
         )
         return EngineInfo("docker", info["ServerVersion"], True, detail)
 
-    async def prepare(self, runtime: Runtime) -> None:
+    async def prepare(self, runtime: Runtime) -> str:
         await self._engine.call("making the network of instances", containers.ensure_network)
         found = runtimes.get(runtime)
-        await self._images.ensure(found)
+        image = await self._images.ensure(found)
         await self._carrier.ensure(found)
         await self._engine.call("removing abandoned builds", self._builds.sweep)
+        return image
 
     async def start(self, spec: InstanceSpec) -> None:
         starting = self._engine.keep(self._start(spec), f"start instance {spec.id}")

@@ -54,18 +54,23 @@ class Images:
         self._settings = settings
         self._workshop = settings.home / "image"
 
-    async def ensure(self, runtime: Runtime) -> None:
-        """Make sure that the image of `runtime` exists. Takes about a minute when it has to be made."""
+    async def ensure(self, runtime: Runtime) -> str:
+        """Make sure that the image of `runtime` exists; its id. Takes about a minute when it has to be made."""
         image = runtime.image_name(self._settings)
-        if await self._engine.call("looking for the base image", lambda client: _exists(client, image)):
-            return
+        if id := await self._id(image):
+            return id
         async with self._alone():
-            if await self._engine.call("looking for the base image", lambda client: _exists(client, image)):
-                return
+            if id := await self._id(image):
+                return id
             if image == self._settings.runtimes.get(runtime.image_setting):
                 await self._fetch_chosen(image, runtime)
             elif not await self._fetch(runtime.image.pull, image):
                 await self._make(runtime, image)
+        return await self._id(image) or image
+
+    async def _id(self, image: str) -> str:
+        """Empty when the engine does not have it."""
+        return await self._engine.call("looking for the base image", lambda client: _id(client, image))
 
     async def _fetch_chosen(self, image: str, runtime: Runtime) -> None:
         if not await self._fetch(image, image):
@@ -142,12 +147,11 @@ def _locked(descriptor: int) -> bool:
     return True
 
 
-def _exists(client: APIClient, image: str) -> bool:
+def _id(client: APIClient, image: str) -> str:
     try:
-        client.inspect_image(image)
+        return str(client.inspect_image(image)["Id"])
     except ImageNotFound:
-        return False
-    return True
+        return ""
 
 
 def _import(client: APIClient, archive: Path, image: str) -> None:
@@ -159,7 +163,7 @@ def _import(client: APIClient, archive: Path, image: str) -> None:
 
 def _pull(client: APIClient, source: str, image: str, abandoned: threading.Event) -> None:
     """The engine sends nothing before its registry answers, so a dead one costs `_REGISTRY_ANSWERS_S`."""
-    if not _exists(client, source):
+    if not _id(client, source):
         next(_pulling(client, source, _REGISTRY_ANSWERS_S), None)
         for event in _pulling(client, source, _REGISTRY_STALLS_S):
             if abandoned.is_set():

@@ -8,8 +8,6 @@ prints are replaced, because they may hold credentials and are nobody's business
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import ssl
 import sys
 import urllib.parse
@@ -38,9 +36,6 @@ _KEPT_LINES = 200
 _LONGEST_LINE = 4000
 _LONGEST_REASON = 300
 _WORDS = 3  # lines
-_LARGEST_RESULT = 1 << 30  # bytes
-_MOST_FILES = 200_000
-_MEASURE_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +81,7 @@ class Lines:
     """What an installer prints, cut into lines that may be shown, each handed to `on_line`.
 
     Remembers the end, for the reason of a failure. Lines that start with one of `noise` are dropped; with one of
-    `errors`, they are the reason.
+    `errors`, they are the reason, unless they go on with one of `vague`. White space at their start does not count.
     """
 
     def __init__(
@@ -95,10 +90,12 @@ class Lines:
         on_line: Callable[[str], None],
         noise: tuple[str, ...] = (),
         errors: tuple[str, ...] = (),
+        vague: tuple[str, ...] = (),
     ) -> None:
         self._hidden = hidden
         self._noise = noise
         self._errors = errors
+        self._vague = vague
         self._on_line = on_line
         self._partial = b""
         self._last: deque[str] = deque(maxlen=_KEPT_LINES)
@@ -120,18 +117,23 @@ class Lines:
 
     def reason(self) -> str:
         """What the installer called an error, from the first on; else its last words."""
-        errors = [word for line in self._last if (word := self._error(line))]
-        words = errors[:_WORDS] or [line.strip() for line in self._last if line.strip()][-_WORDS:]
-        return " / ".join(word[:_LONGEST_REASON] for word in words) or "the installer printed nothing"
+        said = [(line.strip(), self._mark(line)) for line in self._last]
+        errors = [text.removeprefix(mark).strip() for text, mark in said if mark]
+        others = [text for text, mark in said if not mark]
+        words = self._telling(errors)[:_WORDS] or self._telling(others)[-_WORDS:] or errors[:_WORDS]
+        return " / ".join(word[:_LONGEST_REASON].rstrip(".") for word in words) or "the installer printed nothing"
 
-    def _error(self, line: str) -> str:
-        """What `line` says went wrong; empty for any other line."""
-        mark = next((mark for mark in self._errors if line.startswith(mark)), None)
-        return "" if mark is None else line.removeprefix(mark).strip()
+    def _telling(self, texts: list[str]) -> list[str]:
+        return [text for text in texts if text and not text.startswith(self._vague)]
+
+    def _mark(self, line: str) -> str:
+        """The one of `errors` that `line` starts with; empty for any other line."""
+        text = line.lstrip()
+        return next((mark for mark in self._errors if text.startswith(mark)), "")
 
     def _show(self, raw: bytes) -> None:
         line = raw[:_LONGEST_LINE].decode("utf-8", "replace").rstrip("\r").replace("\0", "")
-        if self._noise and line.startswith(self._noise):
+        if line.lstrip().startswith(self._noise):
             return
         for address in self._hidden:
             line = line.replace(address, _SHOWN)
@@ -156,40 +158,6 @@ def show_layer(spec: InstanceSpec, layer: str) -> None:
         link = spec.socket_dir / wanted.beside
         link.unlink(missing_ok=True)
         link.symlink_to(f"{layer}/{wanted.beside}")
-
-
-async def until_too_large(directory: Path) -> None:
-    """Returns when the result has grown over the bounds; to be cancelled when the installer ends before."""
-    with contextlib.suppress(BuildFailed):
-        while True:
-            await asyncio.sleep(_MEASURE_EVERY_S)
-            await asyncio.to_thread(check_size, directory)
-
-
-def check_size(directory: Path) -> None:
-    """Raise `BuildFailed` when the result is over the bounds. Links are not followed: the content is hostile."""
-    size = files = 0
-    waiting = [str(directory)]
-    while waiting:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                files += 1
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(entry.path)
-                else:
-                    size += _blocks(entry)
-                if size > _LARGEST_RESULT or files > _MOST_FILES:
-                    raise BuildFailed(
-                        f"the dependencies take more than {_LARGEST_RESULT >> 20} MiB or {_MOST_FILES:,} files. "
-                        "Leave out what the function does not need."
-                    )
-
-
-def _blocks(entry: os.DirEntry[str]) -> int:
-    """Bytes on disk; 0 for a file that has just gone."""
-    with contextlib.suppress(FileNotFoundError):
-        return entry.stat(follow_symlinks=False).st_blocks * 512
-    return 0
 
 
 async def _this_machines(runtime: Runtime, wanted: Dependencies) -> dict[str, str]:

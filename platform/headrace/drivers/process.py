@@ -28,14 +28,13 @@ from headrace import runtimes
 from headrace.drivers.base import BuildSpec, EngineInfo, InstanceSpec, InstanceStatus
 from headrace.drivers.install import (
     Lines,
-    check_size,
     dependencies_of,
     package_source,
     show_layer,
     took_too_long,
-    until_too_large,
 )
 from headrace.drivers.procfs import start_time
+from headrace.drivers.result import settle, too_large
 from headrace.errors import BuildFailed, EngineUnavailable, Invalid, SettingsError
 from headrace.runtimes import Runtime
 from headrace.settings import Settings
@@ -86,10 +85,12 @@ class ProcessDriver:
     async def check(self) -> EngineInfo:
         return EngineInfo("process", platform.python_version(), False, _NO_ISOLATION)
 
-    async def prepare(self, runtime: str) -> None:
+    async def prepare(self, runtime: str) -> str:
+        """The programs of this machine, too, are other ones after an update."""
         found = runtimes.get(runtime)
-        _command(found, found.shim.process, {})
+        program = Path(_command(found, found.shim.process, {})[0]).resolve()
         _make_root(self._root)
+        return f"{program} {program.stat().st_mtime_ns}"
 
     async def start(self, spec: InstanceSpec) -> None:
         await self.prepare(spec.runtime)
@@ -123,7 +124,7 @@ class ProcessDriver:
         wanted = dependencies_of(runtime)
         source = await package_source(self._settings, runtime, str(spec.out_dir))
         env = source.env if source.ca_bundle is None else source.trusting(str(source.ca_bundle))
-        lines = Lines(source.hidden, on_line, wanted.noise, wanted.errors)
+        lines = Lines(source.hidden, on_line, wanted.noise, wanted.errors, wanted.vague)
         installer = await asyncio.create_subprocess_exec(
             *_command(runtime, wanted.process or wanted.install, {"out": spec.out_dir}),
             cwd=spec.code_dir,
@@ -133,7 +134,10 @@ class ProcessDriver:
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
         )
-        measuring = self._tasks.spawn(_kill_when_too_large(installer.pid, spec.out_dir), f"measure build {spec.id}")
+        why: list[BuildFailed] = []
+        measuring = self._tasks.spawn(
+            _kill_when_too_large(installer.pid, spec.out_dir, why), f"measure build {spec.id}"
+        )
         try:
             async with asyncio.timeout(spec.timeout_s):
                 await _read_out(installer, lines)
@@ -144,7 +148,9 @@ class ProcessDriver:
             if installer.returncode is None:
                 _kill_group(installer.pid)
             await asyncio.shield(self._tasks.spawn(_reap(installer), f"end build {spec.id}"))
-        await asyncio.to_thread(check_size, spec.out_dir)
+        if why:
+            raise why[0]
+        await asyncio.to_thread(settle, spec.out_dir)
         if installer.returncode:
             raise BuildFailed(f"the dependencies could not be installed: {lines.reason()}. Correct {wanted.file}.")
 
@@ -247,8 +253,8 @@ def _kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-async def _kill_when_too_large(pid: int, directory: Path) -> None:
-    await until_too_large(directory)
+async def _kill_when_too_large(pid: int, directory: Path, why: list[BuildFailed]) -> None:
+    why.append(await too_large(directory))
     _kill_group(pid)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from headrace.drivers.base import BuildSpec, InstanceSpec
 from headrace.drivers.guest import GuestImage
+from headrace.drivers.result import LARGEST_RESULT
 from headrace.runtimes import filled
 
 EGRESS_NETWORK = "headrace-egress"
@@ -143,6 +144,7 @@ def build_config(
         "CpuShares": _BUILD_CPU_SHARES,
         "NetworkMode": EGRESS_NETWORK,
     }
+    host["Ulimits"].append({"Name": "fsize", "Soft": LARGEST_RESULT, "Hard": LARGEST_RESULT})
     labels = {LABEL_HOME: home_tag, LABEL_ROLE: ROLE_BUILD, LABEL_OWNER: owner}
     return _config(image, command, env=env, labels=labels, user=build_user(), host=host) | {"WorkingDir": "/function"}
 

@@ -92,8 +92,8 @@ class Builder:
 
     async def _build(self, job: Job, version: Version, log: BuildLog) -> None:
         await self._advance(job, version, VersionState.BUILDING)
-        await self._driver.prepare(version.config.runtime)
-        layer = await self._install(version, log)
+        platform = await self._driver.prepare(version.config.runtime)
+        layer = await self._install(version, platform, log)
         await self._advance(job, version, VersionState.PROBING, layer=layer)
         log.line("Starting an instance to try it.")
         found = await self._nodes.probe(version.id)
@@ -104,17 +104,23 @@ class Builder:
         except HeadraceError as error:
             logger.warning("%s is ready, but not all nodes know it yet: %s", version, error)
 
-    async def _install(self, version: Version, log: BuildLog) -> str | None:
-        """The digest of the layer with the version's dependencies, installed if it was not there; None without any."""
+    async def _install(self, version: Version, platform: str, log: BuildLog) -> str | None:
+        """The digest of the layer with the version's dependencies, installed if it was not there; None without any.
+
+        `platform`: what the driver says that it is made on.
+        """
         runtime, code = runtimes.get(version.config.runtime), self._settings.code_dir(version.digest)
         if runtime.carried is not None:
             return await self._image(version, code, log)
         rules = runtime.dependencies
+        for name, advice in (rules.foreign if rules is not None else {}).items():
+            if (code / name).is_file():
+                log.line(f"{name} is not read: {advice}.")
         wanted = await asyncio.to_thread(dependencies.read, code, rules)
         if rules is None or wanted is None:
             log.line("Nothing to install.")
             return None
-        layer = wanted.layer(runtime.name, runtime.image_name(self._settings), version.digest)
+        layer = wanted.layer(runtime.name, platform, version.digest)
         final = self._settings.layer_dir(layer)
         if await asyncio.to_thread(durable.present, final):
             log.line(f"The dependencies in {rules.file} are installed already.")

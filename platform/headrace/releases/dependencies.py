@@ -21,9 +21,11 @@ class Wanted:
     files: dict[str, bytes]
     local: bool
 
-    def layer(self, runtime: str, image: str, code: str) -> str:
-        """The digest of the layer these give in `image`, for the bundle with digest `code`."""
-        digest = hashlib.sha256(json.dumps(["headrace layer 2", runtime, image, code if self.local else ""]).encode())
+    def layer(self, runtime: str, platform: str, code: str) -> str:
+        """The digest of the layer these give on `platform` (an image's id), for the bundle with digest `code`."""
+        digest = hashlib.sha256(
+            json.dumps(["headrace layer 3", runtime, platform, code if self.local else ""]).encode()
+        )
         for name, content in sorted(self.files.items()):
             digest.update(f"\n{name} {len(content)}\n".encode() + content)
         return digest.hexdigest()

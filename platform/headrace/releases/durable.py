@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import shutil
+import subprocess
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -107,8 +108,17 @@ def remove(path: Path) -> bool:
         shutil.rmtree(path)
     except FileNotFoundError:
         return False
-    except OSError as error:
-        logger.warning("can't remove %s: %s", path, error)
+    except (OSError, RecursionError):
+        return _force(path)
+    return True
+
+
+def _force(path: Path) -> bool:
+    """Remove a tree that was made hard to remove: closed directories, or more in each other than Python follows."""
+    for command in (["chmod", "-R", "u+rwX"], ["rm", "-rf"]):
+        done = subprocess.run([*command, "--", str(path)], capture_output=True, text=True, check=False)
+    if path.exists():
+        logger.warning("can't remove %s: %s", path, done.stderr[-300:])
         return False
     return True
 
