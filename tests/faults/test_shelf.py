@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -212,3 +213,34 @@ def test_bursts_are_remembered_for_half_an_hour() -> None:
     assert bursts.largest(500) == 5, "two of one stretch and three of its neighbour"
     assert bursts.largest(1900) == 1
     assert bursts.largest(3000) == 0
+
+
+def test_server_timing_says_what_a_cold_call_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(rig: House) -> None:
+        adjust = rig.driver.adjust
+
+        async def slow_adjust(id: str, **changes: Any) -> None:
+            await asyncio.sleep(0.1)
+            await adjust(id, **changes)
+
+        monkeypatch.setattr(rig.driver, "adjust", slow_adjust)
+
+    async def steps(rig: House) -> list[str]:
+        answer = await rig.call()
+        value = dict(answer.sent[0]["headers"])[b"server-timing"].decode()
+        return [part.partition(";")[0] for part in value.split(", ")]
+
+    async def scenario() -> None:
+        async with house(tmp_path / "launched", memory_mb=256) as rig:
+            rig.program.dial_s = 0.2
+            assert await steps(rig) == ["queue", "start", "launch", "code", "load", "run"]
+            assert await steps(rig) == ["queue", "run"]
+            await asyncio.sleep(15)
+            slow(rig)
+            assert await steps(rig) == ["queue", "start", "thaw", "run"]
+        async with house(tmp_path / "waiting", prewarm=1, memory_mb=256) as rig:
+            await asyncio.sleep(1)
+            slow(rig)
+            assert await steps(rig) == ["queue", "start", "limits", "code", "load", "run"]
+
+    virtual_time.run(scenario())

@@ -62,6 +62,7 @@ class Instance:
         "memory_mb",
         "pausing",
         "start_ms",
+        "steps",
         "version",
     )
 
@@ -77,6 +78,7 @@ class Instance:
         self.handler_kind = ""  # what LOADED said: "handler" or "asgi"
         self.pausing = asyncio.Lock()  # freezing and thawing take turns
         self.start_ms = 0.0
+        self.steps: dict[str, float] = {}  # what was done since a call wanted it, milliseconds
         self._state = S.REQUESTED
 
     def __repr__(self) -> str:

@@ -93,6 +93,7 @@ class Keeper:
         instance.member = self.pool.join(
             instance.link, config.concurrency, config.cpus, instance.start_ms, asyncio.get_running_loop().time()
         )
+        instance.member.steps = instance.steps
         self._failures = 0
         self.pool.reopen()
         self._answer(instance.handler_kind)
@@ -247,7 +248,9 @@ class Keeper:
             async with instance.pausing:
                 if instance.member is None or not instance.member.frozen or instance.member.draining:
                     return
+                began = asyncio.get_running_loop().time()
                 await self._yard.thaw(instance)
+                instance.member.steps = {"thaw": (asyncio.get_running_loop().time() - began) * 1000}
                 self.pool.thaw(instance.member)
         except errors.HeadraceError as error:
             logger.warning("instance %s could not be thawed and is replaced: %s", instance.id, error.detail)

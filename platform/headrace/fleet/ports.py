@@ -40,6 +40,7 @@ class Member(Protocol):
     idle_since: float
     draining: bool
     frozen: bool
+    steps: Mapping[str, float]
 
 
 class Pool(Protocol):

@@ -13,6 +13,7 @@ import importlib.util
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,7 +63,9 @@ class Yard:
         Raises `EngineUnavailable`, `InstanceDied`.
         """
         with self._hurry():
-            return await self._launch(kind, config, config.memory_mb, on_lost)
+            instance = await self._launch(kind, config, config.memory_mb, on_lost)
+        instance.steps["launch"] = instance.start_ms
+        return instance
 
     async def launch_ahead(self, kind: Kind, on_lost: Callable[[Instance], None]) -> Instance:
         """The same for nobody yet: it reserves `WAITING_MB`."""
@@ -149,19 +152,27 @@ class Yard:
 
     async def _load(self, instance: Instance, version: Version) -> dict[str, Any]:
         """What LOADED says."""
-        link, config = instance.link, version.config
+        link, config, steps = instance.link, version.config, _Steps(instance.steps)
         assert link is not None
         instance.version = version
         instance.memory_mb = config.memory_mb
         if instance.limits != (config.memory_mb, config.cpus):
             await self._ask(self._driver.adjust(instance.id, memory_mb=config.memory_mb, cpus=config.cpus))
             instance.limits = (config.memory_mb, config.cpus)
-        instance.remember()
-        if runtimes.get(config.runtime).code.shown:
-            await asyncio.to_thread(copy_tree, self._settings.code_dir(version.digest), instance.directory / "code")
+            steps.done("limits")
+        await asyncio.to_thread(self._lay_out, instance, version)
+        steps.done("code")
         link.log = self._log_of(version, instance.id)
         self._switchboard.loaded(link, version)
-        return await link.load(load_header(version), _LOAD_S)
+        loaded = await link.load(load_header(version), _LOAD_S)
+        steps.done("load")
+        return loaded
+
+    def _lay_out(self, instance: Instance, version: Version) -> None:
+        """What is to be found on disk before LOAD: what the instance is from now on, then the code."""
+        instance.remember()
+        if runtimes.get(version.config.runtime).code.shown:
+            copy_tree(self._settings.code_dir(version.digest), instance.directory / "code")
 
     async def freeze(self, instance: Instance) -> None:
         """No CPU until it is thawed. An instance that is being stopped is left alone."""
@@ -312,6 +323,18 @@ class Yard:
         if runtime not in self._shims:
             self._shims[runtime] = assemble_shim(runtime, self._settings.home / "shims")
         return self._shims[runtime]
+
+
+class _Steps:
+    """Notes how long each step took: milliseconds since the one before it."""
+
+    def __init__(self, steps: dict[str, float]) -> None:
+        self._steps = steps
+        self._since = time.perf_counter()  # the loop's time is whole milliseconds
+
+    def done(self, name: str) -> None:
+        since, self._since = self._since, time.perf_counter()
+        self._steps[name] = (self._since - since) * 1000
 
 
 def load_header(version: Version) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from headrace import errors
@@ -54,6 +54,7 @@ class Call:
         "start_ms",
         "started_at",
         "status",
+        "steps",
     )
 
     def __init__(
@@ -69,6 +70,7 @@ class Call:
         self.sent_at = 0.0  # monotonic; 0 until the frame is written
         self.queue_ms = 0.0
         self.start_ms = 0.0
+        self.steps: Mapping[str, float] | None = None  # of its start, milliseconds
         self.status = 0
         self.answering = False  # the status line is out
         self.outcome: Outcome = "ok"
@@ -85,10 +87,11 @@ class Call:
         self.error = error.ids.get("error") or {"type": error.code, "message": error.detail, "stack": ""}
 
     def timing(self) -> bytes:
-        """The Server-Timing value so far: milliseconds queued, starting (when cold) and running."""
+        """The Server-Timing value so far: milliseconds queued, starting (when cold, and each step) and running."""
         run = (self.monotonic() - self.sent_at) * 1000 if self.sent_at else 0.0
         if self.start_ms:
-            return b"queue;dur=%.2f, start;dur=%.2f, run;dur=%.2f" % (self.queue_ms, self.start_ms, run)
+            steps = b"".join(b", %s;dur=%.2f" % (name.encode(), ms) for name, ms in (self.steps or {}).items())
+            return b"queue;dur=%.2f, start;dur=%.2f%s, run;dur=%.2f" % (self.queue_ms, self.start_ms, steps, run)
         return b"queue;dur=%.2f, run;dur=%.2f" % (self.queue_ms, run)
 
 

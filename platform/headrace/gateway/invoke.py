@@ -176,6 +176,7 @@ class Invoker:
         waited = (self.monotonic() - began) * 1000
         if member.cold:
             call.start_ms = min(waited, member.start_ms)
+            call.steps = member.steps
             member.cold = False
         call.queue_ms = waited - call.start_ms
         return member

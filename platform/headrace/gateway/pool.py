@@ -13,7 +13,7 @@ it before anybody pauses it, so no call races with that.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from headrace import errors
@@ -53,6 +53,7 @@ class Member:
         "name",
         "served",
         "start_ms",
+        "steps",
     )
 
     def __init__(self, link: Link, capacity: int, cpus: float, start_ms: float, now: float) -> None:
@@ -61,6 +62,7 @@ class Member:
         self.capacity = capacity
         self.cpus = cpus
         self.start_ms = start_ms  # what it took to get this instance ready
+        self.steps: Mapping[str, float] = {}  # and of what the call that waited for it, or for its thaw, waited
         self.in_flight = 0
         self.served = 0  # calls it was ever given
         self.idle_since = now  # monotonic; meaningful while in_flight is 0
