@@ -14,7 +14,7 @@ from headrace.drivers.base import BuildSpec, EngineInfo, InstanceSpec, InstanceS
 from headrace.errors import BuildFailed, EngineUnavailable, HeadraceError
 from headrace.model import Runtime
 
-Verb = Literal["check", "prepare", "start", "stop", "adjust", "inspect", "list", "build"]
+Verb = Literal["check", "prepare", "start", "stop", "adjust", "inspect", "list", "build", "tidy"]
 FaultKind = Literal["fail", "hang", "cancel"]
 
 
@@ -179,6 +179,10 @@ class FakeDriver:
                     await self.engine.installer(spec, on_line)
             except TimeoutError:
                 raise BuildFailed(f"installing the dependencies took longer than {spec.timeout_s:g} s.") from None
+
+    async def tidy(self) -> None:
+        async with _Call(self, "tidy", ""):
+            return
 
     async def close(self) -> None:
         return

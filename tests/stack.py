@@ -272,7 +272,15 @@ class Headrace:
         """Everything that is left of it."""
         if shutil.which("docker") and (ids := _docker("ps", "-aq", "--filter", self._label).split()):
             _docker("rm", "-f", *ids)
+        if shutil.which("docker") and (images := self._images()):
+            _docker("rmi", "-f", *images)
         shutil.rmtree(self.home, ignore_errors=True)
+
+    def _images(self) -> list[str]:
+        """Names of the images that versions of this home brought."""
+        tag = Settings(home=self.home).home_tag
+        names = _docker("images", "--format", "{{.Repository}}:{{.Tag}}").split()
+        return [name for name in names if name.startswith((f"headrace-image-{tag}:", f"headrace-unfinished-{tag}:"))]
 
     @property
     def _label(self) -> str:

@@ -50,6 +50,7 @@ _UNUSED_S = 3600.0  # longer than anything takes between tagging an image and ke
 _STEP = re.compile(r"^Step \d+/\d+ : (?P<what>\w+)")
 _RUNNING = re.compile(r"^ ---> Running in (?P<id>[0-9a-f]{12,64})")
 _DONE = re.compile(r"^ ---> (?P<id>[0-9a-f]{12,64})$")
+_COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _CA_PLACE = "/etc/ssl/certs/ca-certificates.crt"
 _WORDY = re.compile(r"^(Removing intermediate container|Successfully built|\[Warning\] One or more build-args)")
 
@@ -290,7 +291,8 @@ class _Build:
             return
         text = str(event["stream"])
         for line in text.splitlines():
-            if (step := _STEP.match(line)) is not None:
+            step = _STEP.match(line)
+            if step is not None:
                 self._pulling = step["what"].upper() == "FROM"
             elif (running := _RUNNING.match(line)) is not None:
                 self._pulling = False
@@ -300,16 +302,25 @@ class _Build:
                 self._pulling = False
                 self._done = done["id"]
                 continue
-            if line.strip() and not _WORDY.match(line):
-                self._lines.feed(line.encode() + b"\n")
+            shown = _COLOURS.sub("", line)
+            if shown.strip() and not _WORDY.match(shown):
+                self._lines.feed(shown.encode() + b"\n")
+            if step is not None:
+                self._lines.forget()
 
     def _restrain(self, container: str) -> None:
         if self._limits is not None:
             self._limits.cancel()
         self._limits = self._tasks.spawn(self._images.limit(container), f"limit build {self._spec.id}")
 
+    @property
+    def _overgrown(self) -> bool:
+        """The running step was ended because it wrote too much."""
+        watch = self._limits
+        return watch is not None and watch.done() and not watch.cancelled() and watch.exception() is None
+
     def _reason(self, error: str) -> str:
-        if self._limits is not None and self._limits.done() and not self._limits.cancelled():
+        if self._overgrown:
             return (
                 f"a step of the {dockerfile.NAME} wrote more than {_LARGEST >> 30} GiB: leave out what is not needed."
             )

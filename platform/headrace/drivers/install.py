@@ -115,6 +115,10 @@ class Lines:
             self._show(self._partial)
             self._partial = b""
 
+    def forget(self) -> None:
+        """What comes now is another step: the reason of a failure is in it, not before."""
+        self._last.clear()
+
     def reason(self) -> str:
         """What the installer called an error, from the first on; else its last words."""
         said = [(line.strip(), self._mark(line)) for line in self._last]
