@@ -17,6 +17,7 @@ from .http1 import HOSTS, BadAnswer, Unreachable
 
 MESSAGE_LIMIT = 16 << 20  # bytes of one message
 PIECE = 64 << 10
+CLOSE_S = 5.0  # for the program to answer a close
 _ABNORMAL, _NO_CODE, _RESTART = 1006, 1005, 1012
 
 Receive = Callable[[], Coroutine[Any, Any, Any]]
@@ -59,6 +60,8 @@ async def _from_caller(socket: Socket, receive: Any) -> None:
         message = await receive()
         if message["type"] == "websocket.disconnect":
             await socket.close(message.get("code") or _NO_CODE, message.get("reason") or "")
+            await asyncio.sleep(CLOSE_S)  # ended by the program's own close, as a rule
+            socket.cut()
             return
         text = message.get("text")
         await socket.send(message["bytes"] if text is None else text.encode("utf-8", "replace"), text is not None)
