@@ -30,9 +30,6 @@ NO_SUCH_REQUIREMENT = "idna==99.0"
 
 SHIM = """
 import os, socket, sys, time
-if os.getpid() == 1:
-    import init
-    init.supervise()
 code = os.environ["HEADRACE_CODE"]
 behaviour = open(code + "/behaviour").read()
 if behaviour == "crash":
@@ -106,7 +103,7 @@ class Kit:
         shim = self.home / "shim" / "headrace_shim"
         shim.mkdir(parents=True)
         (shim / "__main__.py").write_text(SHIM)
-        shutil.copy(share("runtime-images") / "python" / "headrace_shim" / "init.py", shim)
+        shutil.copy(share("runtime-images") / "python" / "start.sh", shim.parent)
 
     def driver(self) -> Driver:
         """A new driver object on the same engine and home."""

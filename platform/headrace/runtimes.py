@@ -51,6 +51,7 @@ class Shim(_Part):
     files: tuple[str, ...]  # of the runtime's folder, laid out in the directory that instances see as `{shim}`
     packages: tuple[str, ...] = ()  # of the platform's own environment, laid out there too; plain code only
     codec: str = ""  # where in it the platform's own codec goes, for a shim that can use it
+    finish: tuple[str, ...] = ()  # a command that completes that directory when it is laid out
     command: Command
     process: tuple[str, ...] = ()  # the command without a container; none: this runtime needs one
 
@@ -145,10 +146,13 @@ class Runtime(_Part):
     def _recipe(self) -> str:
         """Same recipe, same text: the manifest's words and the programs that they name."""
         digest = hashlib.sha256(json.dumps(self.image.model_dump(), sort_keys=True).encode())
-        for argument in self.image.finish:
-            if argument.startswith("{runtime}/"):
-                digest.update((self.directory / argument.removeprefix("{runtime}/")).read_bytes())
+        digest.update(self.programs(self.image.finish))
         return digest.hexdigest()[:12]
+
+    def programs(self, command: Sequence[str]) -> bytes:
+        """The content of what `command` runs out of this runtime's folder."""
+        names = [word.removeprefix("{runtime}/") for word in command if word.startswith("{runtime}/")]
+        return b"".join((self.directory / name).read_bytes() for name in names)
 
 
 @cache

@@ -13,6 +13,8 @@ import importlib.util
 import logging
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -24,6 +26,7 @@ from headrace.drivers.base import Driver, InstanceSpec
 from headrace.fleet.instance import Instance, Kind
 from headrace.fleet.ports import Link, Switchboard
 from headrace.model import DEFAULT_PORT, DEFAULT_RUNTIME, IMAGE_RUNTIME, InstanceState, Runtime, Version, VersionConfig
+from headrace.runtimes import filled
 from headrace.settings import Settings
 from headrace.tasks import Tasks
 
@@ -372,8 +375,9 @@ def copy_tree(source: Path, target: Path) -> None:
 
 def assemble_shim(runtime: Runtime, shims: Path) -> Path:
     """The directory that is mounted as the shim of `runtime`, made once per content: its files and the codec."""
-    layout = _layout(runtimes.get(runtime))
-    digest = hashlib.sha256()
+    found = runtimes.get(runtime)
+    layout, maker = _layout(found), found if found.shim.finish else found.base
+    digest = hashlib.sha256(f"{maker.shim.finish} {sys.version}".encode() + maker.programs(maker.shim.finish))
     for place, source in layout.items():
         for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
             if path.is_file() and "__pycache__" not in path.parts:
@@ -389,6 +393,9 @@ def assemble_shim(runtime: Runtime, shims: Path) -> Path:
                 shutil.copytree(source, fresh / place, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy(source, fresh / place)
+        places: dict[str, str | Path] = {"self": sys.executable, "runtime": maker.directory, "shim": fresh}
+        if maker.shim.finish:
+            subprocess.run(filled(maker.shim.finish, places), stdin=subprocess.DEVNULL, check=True)
         _readable(fresh)
         fresh.replace(target)
     return target
