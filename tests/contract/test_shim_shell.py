@@ -184,6 +184,26 @@ async def test_log_lines_levels_and_their_limit(tmp_path: Path) -> None:
         assert 256 << 10 <= len(text) < (256 << 10) + 200
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("shout hi", '"shout hi" is no command'),
+        ("close 1005", "takes a code"),
+        ("join", "is no command"),
+        (f"join {'g' * 129}", "128 characters"),
+        (f"close 1000 {'x' * 124}", "123 bytes"),
+        (f"send {'x' * 1048577}", "the limit is 1048576"),
+        ("send hi", "name one"),
+    ],
+)
+async def test_a_wrong_command_fails_its_call(tmp_path: Path, line: str, told: str) -> None:
+    async with waiting_shell(tmp_path, {"handler.sh": "cat line >&4; printf ok", "line": f"Socket: {line}\n"}) as shim:
+        await shim.load()
+        fields = {} if line == "send hi" else {"ev": "message", "c": "mine", "at": 1, "ip": "::1", "host": "h", "t": 1}
+        answer = await shim.link.payload(b"", **fields).answer()
+        assert answer.error is not None and told in answer.error["message"]
+
+
 async def test_a_lost_node_finds_its_instance_again(tmp_path: Path) -> None:
     source = f"until [ -e {tmp_path}/go ]; do sleep 0.01; done; touch {tmp_path}/ended; echo late"
     async with loaded_shell(tmp_path, source) as shim:

@@ -9,6 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
 
 from headrace import runtimes
 from headrace.drivers.docker_engine import DockerDriver
@@ -209,10 +211,19 @@ def test_what_a_function_leaves_behind_is_reaped(url: str) -> None:
     assert httpx.get(f"{url}/orphans").json() == 0
 
 
-def test_a_websocket_is_refused(url: str) -> None:
-    headers = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
-    answer = httpx.get(f"{url}/text", headers=headers | {"sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ=="})
-    assert answer.status_code in (400, 403)
+def test_a_websocket_is_events_of_the_handler(url: str) -> None:
+    socket = url.replace("http", "ws", 1)
+    with connect(f"{socket}/open") as client:
+        for text in ("hello", "grün"):
+            client.send(text)
+            assert client.recv(10) == text.upper()
+        client.send("leave")
+        with pytest.raises(ConnectionClosed) as closed:
+            client.recv(10)
+    assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (4000, "bye")  # type: ignore[union-attr]
+    with pytest.raises(InvalidStatus) as refused:
+        connect(f"{socket}/closed")
+    assert refused.value.response.status_code == 403
 
 
 def test_secrets_are_refused_and_nothing_is_deployed(platform: Headrace, runtime: str) -> None:

@@ -15,6 +15,7 @@ my %PLATFORM = map { $_ => 1 }
 sub head {
     my ($text) = @_;
     my ($status, @headers) = (200);
+    $text =~ s/^socket:[^\n]*\n?//gmi;    # a command: see Sockets
     die 'the headers of the answer take more than ' . LIMIT . " bytes\n" if length $text > LIMIT;
     for my $line (split /\n/, $text) {
         next if $line eq '';

@@ -14,6 +14,7 @@ use Event  ();
 use Json   ();
 use Link   ();
 use Log    ();
+use Sockets ();
 use Text   ();
 use Wire   ();
 
@@ -22,7 +23,7 @@ use constant {
     GRACE_S       => 2,           # between the two signals to a program whose caller is gone
     GRANT         => 64 << 10,    # consumed bytes worth a WINDOW frame
     READ          => 64 << 10,
-    LONGEST_VALUE => 8 << 20,     # bytes of the answer to a JSON payload, which is kept until it is whole
+    LONGEST_WHOLE => 8 << 20,     # bytes of what is kept until it is whole
 };
 
 # Start it; `$instance` knows function, program and environment. Dies with why that was not possible.
@@ -179,7 +180,9 @@ sub _read_log {
 sub _read_notes {
     my ($self) = @_;
     while (defined(my $data = $self->_read('notes'))) {
-        $self->{notes} .= $data if length $self->{notes} <= Answer::LIMIT;
+        $self->{notes} .= $data if !$self->_dropping;
+        $self->_break('what was written to descriptor 4 takes more than ' . LONGEST_WHOLE . ' bytes')
+            if length $self->{notes} > LONGEST_WHOLE;
     }
 }
 
@@ -207,7 +210,7 @@ sub _stream {
     if (!$self->{opened}) {
         return if !$long && !(defined $self->{open_at} && Clock::monotonic() >= $self->{open_at});
         $self->_read_notes;
-        return $self->_keep if !exists $self->{head}{m} && $self->{notes} !~ /^content-type:/mi;
+        return $self->_keep if $self->_is_one_piece;
         my ($status, $headers) = eval { $self->_head } or return $self->_break($@);
         $self->{link}->send(Wire::HEAD, $self->{stream}, Json::encode({ s => $status, h => $headers }));
         $self->{opened} = 1;
@@ -217,14 +220,23 @@ sub _stream {
     $self->_send_output;
 }
 
-# The answer to a JSON payload is a value, and nothing before it is whole.
+# True for a JSON payload, whose answer is a value, and for whatever has to do with WebSockets.
+sub _is_one_piece {
+    my ($self) = @_;
+    return 1 if exists $self->{head}{c} || $self->{notes} =~ /^socket:/mi;
+    return $self->_is_value;
+}
+
+sub _is_value { my ($self) = @_; return !exists $self->{head}{m} && $self->{notes} !~ /^content-type:/mi }
+
+# Nothing is sent before it is whole.
 sub _keep {
     my ($self) = @_;
     delete $self->{open_at};
-    $self->{value} .= $self->{output};
+    $self->{kept} .= $self->{output};
     $self->{output} = '';
-    $self->_break('the answer takes more than ' . LONGEST_VALUE . ' bytes: say its Content-Type on descriptor 4, then it streams')
-        if length $self->{value} > LONGEST_VALUE;
+    $self->_break('the answer takes more than ' . LONGEST_WHOLE . ' bytes: say its Content-Type on descriptor 4, then it streams')
+        if length $self->{kept} > LONGEST_WHOLE;
 }
 
 sub _send_output {
@@ -268,10 +280,46 @@ sub _finish {
     }
     my $error = $self->_error;
     return $self->_refuse($error) if $error;
+    $self->{commands} //= eval { $self->_collected } or return $self->_refuse(_described('BadResponse', $@));
+    return 0 if !$self->_tell;
+    return $self->_answer;
+}
+
+# The commands to the function's WebSockets. From here on `output` is the whole of it.
+sub _collected {
+    my ($self) = @_;
+    $self->{output} = ($self->{kept} // '') . $self->{output};
+    my $own = $self->{head}{c};
+    my @back = exists $self->{head}{ev} ? Sockets::message($self->{output}, $own) : ();
+    return [@back, Sockets::commands($self->{notes}, $own)];
+}
+
+# Send commands as the window allows; true when all are sent.
+sub _tell {
+    my ($self) = @_;
+    while (my $command = $self->{commands}[0]) {
+        my ($type, $header, $body) = @$command;
+        my $room = $self->{window} < Wire::PIECE ? $self->{window} : Wire::PIECE;
+        return 0 if $body ne '' && $room <= 0;
+        my $piece = substr $body, 0, $room, '';
+        $self->{window} -= length $piece;
+        my %more = $body ne '' ? (more => \1) : ();
+        $self->{link}->send($type, $self->{stream}, Json::encode({ %$header, %more }), $piece);
+        $command->[2] = $body;
+        shift @{ $self->{commands} } if !%more;
+    }
+    return 1;
+}
+
+# Send the answer, which is whole; true when all of it is sent.
+sub _answer {
+    my ($self) = @_;
     my ($status, $headers) = eval { $self->_whole };
     return $self->_refuse(_described('BadResponse', $@)) if !defined $status;
-    my $head = Json::encode({ s => $status, h => $headers });
+    return $self->_accept($headers) if exists $self->{head}{ws} && $status < 300;
+    my $head = Json::encode(exists $self->{head}{ev} ? { s => $status } : { s => $status, h => $headers });
     if (length $self->{output} > Wire::PIECE) {
+        return $self->_refuse(_described('BadResponse', 'a refusal has ' . Wire::PIECE . ' bytes at most')) if exists $self->{head}{ws};
         $self->{link}->send(Wire::HEAD, $self->{stream}, $head);
         $self->{opened} = 1;
         return $self->_finish;
@@ -280,15 +328,23 @@ sub _finish {
     return 1;
 }
 
+sub _accept {
+    my ($self, $headers) = @_;
+    my ($chosen) = map { $_->[1] } grep { $_->[0] eq 'sec-websocket-protocol' } @$headers;
+    my %header = (ev => \1, defined $chosen ? (sp => $chosen) : ());
+    $self->{link}->send(Wire::WS_ACCEPT, $self->{stream}, Json::encode(\%header));
+    return 1;
+}
+
 # Status and headers of an answer that is whole; `output` becomes its body.
 sub _whole {
     my ($self) = @_;
-    if (!exists $self->{head}{m} && $self->{notes} !~ /^content-type:/mi) {
-        $self->{output} = Answer::json(($self->{value} // '') . $self->{output});
+    if (!exists $self->{head}{c} && $self->_is_value) {
+        $self->{output} = Answer::json($self->{output});
         return (200, [['content-type', 'application/json']]);
     }
     my ($status, $headers) = $self->_head;
-    $self->{output} = '' if $status == 204 || $status == 304;
+    $self->{output} = '' if $status == 204 || $status == 304 || exists $self->{head}{ev};
     return ($status, $headers);
 }
 

@@ -13,6 +13,7 @@ my $TEXT_TYPE = qr{\A(?:text/.*|application/(?:json|xml|javascript|x-www-form-ur
 # The event as JSON. Of a request whose body is still on its way, `body` is null. Dies for a payload that is no JSON.
 sub json {
     my ($head, $body, $function) = @_;
+    return Json::encode(_socket($head, $body, $function)) if exists $head->{c};
     return Json::encode(_http($head, $body, $function)) if exists $head->{m};
     return '{}' if $body eq '';
     eval { Json::decode($body); 1 } or die "the payload of this call is not JSON: $@";
@@ -27,6 +28,7 @@ sub environment {
         HEADRACE_INVOCATION  => $head->{id},
         HEADRACE_DEADLINE_MS => sprintf('%.0f', Clock::now() * 1000 + $head->{d}),
     );
+    @env{qw(HEADRACE_EVENT HEADRACE_CONNECTION)} = ($head->{ev} // 'connect', $head->{c}) if exists $head->{c};
     return \%env if !exists $head->{m};
     my %headers = _joined($head->{h});
     my ($host, $port) = _host($headers{host} // '', $head->{s});
@@ -54,6 +56,43 @@ sub environment {
     );
     $env{CONTENT_LENGTH} = $size if defined $size;
     return \%env;
+}
+
+# In the shape of API Gateway's WebSocket events.
+sub _socket {
+    my ($head, $body, $function) = @_;
+    my $kind    = $head->{ev} // 'connect';
+    my $request = $kind eq 'connect' ? _http($head, '', $function) : undef;
+    my $now     = Clock::now();
+    my ($domain) = $request ? $request->{requestContext}{domainName} : _host($head->{host}, 'http');
+    my %context = (
+        apiId             => $function->{function},
+        connectedAt       => $head->{at},
+        connectionId      => $head->{c},
+        domainName        => $domain,
+        eventType         => uc $kind,
+        extendedRequestId => $head->{id},
+        identity          => { sourceIp => $head->{ip} },
+        messageDirection  => 'IN',
+        requestId         => $head->{id},
+        requestTime       => _clf_time($now),
+        requestTimeEpoch  => int($now * 1000),
+        routeKey          => $kind eq 'message' ? '$default' : "\$$kind",
+        stage             => '$default',
+    );
+    my %event = (requestContext => \%context, body => '', isBase64Encoded => \0);
+    if ($kind eq 'connect') {
+        $context{identity}{userAgent} = $request->{requestContext}{http}{userAgent};
+        @event{$_} = $request->{$_} for qw(headers queryStringParameters rawPath rawQueryString);
+    }
+    elsif ($kind eq 'message') {
+        $context{messageId} = $head->{id};
+        my $binary = !$head->{t};
+        $event{body} = !defined $body ? undef : $binary ? Text::base64($body) : Text::decoded($body);
+        $event{isBase64Encoded} = \$binary;
+    }
+    else { @context{qw(disconnectStatusCode disconnectReason)} = @$head{qw(code r)} }
+    return \%event;
 }
 
 sub _http {

@@ -181,10 +181,6 @@ sub _environment {
 sub _call {
     my ($self, $frame, $head) = @_;
     my $stream = $frame->[1];
-    if ($head->{ws}) {
-        my $refusal = '{"s":400,"h":[["content-type","text/plain; charset=utf-8"]]}';
-        return $self->{link}->send(Wire::REPLY, $stream, $refusal, 'This function is a program and takes no WebSocket.');
-    }
     my $call = eval { Call->new($self, $self->{link}, $frame, $head) };
     if ($call) { $self->{calls}{ $self->_id($stream) } = $call }
     else {

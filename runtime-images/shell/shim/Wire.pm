@@ -7,7 +7,8 @@ use Json ();
 
 use constant {
     HELLO => 1, LOAD => 2, LOADED => 3, LOAD_FAILED => 4, CALL => 5, REPLY => 6, HEAD => 7, BODY => 8, ENDED => 9,
-    WINDOW => 10, LOG => 11, CANCEL => 12, PING => 13, PONG => 14, DRAIN => 15,
+    WINDOW => 10, LOG => 11, CANCEL => 12, PING => 13, PONG => 14, DRAIN => 15, WS_ACCEPT => 16,
+    WS_MESSAGE => 17, WS_CLOSE => 18, WS_GROUP => 19,
 };
 use constant {
     PROTOCOL    => 1,

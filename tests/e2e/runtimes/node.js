@@ -79,4 +79,13 @@ const CASES = {
   '/place': () => [process.getuid(), may('/'), may('/tmp')],
 };
 
-exports.handler = async (event, context) => ('rawPath' in event ? CASES[event.rawPath](event, context) : event);
+function socket({ requestContext: { eventType }, rawPath, body }, { ws }) {
+  if (eventType === 'CONNECT') return { statusCode: rawPath === '/closed' ? 403 : 200 };
+  if (body === 'leave') return void ws.close(4000, 'bye');
+  return eventType === 'MESSAGE' ? body.toUpperCase() : null;
+}
+
+exports.handler = async (event, context) => {
+  if (event.requestContext?.eventType) return socket(event, context);
+  return 'rawPath' in event ? CASES[event.rawPath](event, context) : event;
+};

@@ -81,7 +81,19 @@ CASES = {
 }
 
 
+def socket(event, context):
+    kind = event["requestContext"]["eventType"]
+    if kind == "CONNECT":
+        return {"statusCode": 403 if event["rawPath"] == "/closed" else 200}
+    if event["body"] == "leave":
+        context.ws.close(4000, "bye")
+        return None
+    return event["body"].upper() if kind == "MESSAGE" else None
+
+
 def handler(event, context):
+    if "eventType" in event.get("requestContext", {}):
+        return socket(event, context)
     if "rawPath" not in event:
         return event
     return CASES[event["rawPath"]](event, context)

@@ -3,6 +3,14 @@
 json() { echo 'Content-Type: application/json' >&4 && printf '%s' "$1"; }
 may() { [ -w "$1" ] && echo true || echo false; }
 
+case $HEADRACE_EVENT in
+  connect) [ "$PATH_INFO" != /closed ] || echo 'Status: 403' >&4 ;;
+  message)
+    text=$(cat)
+    if [ "$text" = leave ]; then echo 'Socket: close 4000 bye' >&4; else echo "${text^^}"; fi
+    ;;
+esac
+if [ -n "$HEADRACE_EVENT" ]; then exit; fi
 if [ -z "$REQUEST_METHOD" ]; then cat <&3 && exit; fi
 
 case $PATH_INFO in
