@@ -65,7 +65,7 @@ def running(answer: Answer, optional: bool, say: Callable[[str], None]) -> Itera
         for name, make in makers.items():
             try:
                 port = free_port()
-                stack.enter_context(_served(make(answer, port), port, answer))
+                stack.enter_context(served(make(answer, port), port, answer))
                 urls[name] = f"http://127.0.0.1:{port}/fn/hello"
             except Unavailable as reason:
                 if name == "bare":
@@ -116,7 +116,7 @@ def _install(command: list[str]) -> None:
 
 
 @contextmanager
-def _served(command: list[str], port: int, answer: Answer) -> Iterator[None]:
+def served(command: list[str], port: int, answer: Answer) -> Iterator[None]:
     """Run a server until the end of the block; it has answered with `answer` when the block begins."""
     log = KEPT / f"{Path(command[0]).name}-{port}.log"
     KEPT.mkdir(parents=True, exist_ok=True)

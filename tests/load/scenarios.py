@@ -9,6 +9,7 @@ import churn
 import cold
 import many
 import moves
+import stream
 import warm
 from measure import Options, Report
 
@@ -20,5 +21,6 @@ SCENARIOS: dict[str, Callable[[Options], Report]] = {
     "burst": burst.run,
     "moves": moves.run,
     "many": many.run,
+    "stream": stream.run,
     "churn": churn.run,
 }

@@ -70,7 +70,7 @@ class Proxies:
                 headers = scope["headers"]
         scope["client"] = (peer, 0)
         scope["scheme"] = scheme
-        headers += _forwarding(chain, scheme)
+        headers += _forwarding(chain, scheme) if chain is peer else _tell(chain, scheme)
 
     def _believe(self, scope: Scope, told: Headers, peer: str, scheme: str) -> tuple[str, str, str]:
         """Client, scheme and the chain to pass on, as a trusted `peer` tells them; the host goes into the headers."""
@@ -114,10 +114,12 @@ class Proxies:
         return known
 
 
-@lru_cache(maxsize=1024)
-def _forwarding(chain: str, scheme: str) -> Headers:
-    """The headers that tell a function of its caller; not to be changed by who gets them."""
+def _tell(chain: str, scheme: str) -> Headers:
+    """The headers that tell a function of its caller."""
     return [(b"x-forwarded-for", chain.encode("latin-1")), (b"x-forwarded-proto", scheme.encode())]
+
+
+_forwarding = lru_cache(maxsize=1024)(_tell)  # of a caller without proxies; the list is shared
 
 
 def _check_host(told: Headers, version: str) -> None:
