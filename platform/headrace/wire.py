@@ -39,8 +39,8 @@ WS_GROUP = 19  # instance -> node: put a connection of the function into a group
 
 MAX_PAYLOAD = 1 << 20  # bytes of header and body together; more is a protocol error
 INLINE = 64 << 10  # a body up to this many bytes travels inside CALL or REPLY
-CHUNK = 64 << 10  # longest body of one BODY frame a sender makes
-WINDOW_SIZE = 256 << 10  # body bytes a sender may have in flight on a stream before the first WINDOW
+CHUNK = 128 << 10  # longest body of one BODY frame a sender makes
+WINDOW_SIZE = 512 << 10  # body bytes a sender may have in flight on a stream before the first WINDOW
 
 _PREFIX = Struct(">IBII")
 PREFIX_SIZE = _PREFIX.size
@@ -64,10 +64,15 @@ class Frame(NamedTuple):
 _new_tuple = tuple.__new__  # what `Frame(...)` does, without the call in between
 
 
-def encode(type: int, stream: int = 0, header: bytes = b"", body: bytes = b"") -> bytes:
+def encode(type: int, stream: int = 0, header: bytes = b"", body: bytes | memoryview = b"") -> bytes:
     """One frame as bytes. `header` is JSON already encoded (see `dumps`), or empty."""
     size = len(header)
     return _pack(size + len(body), type, stream, size) + header + body
+
+
+def prefix(type: int, stream: int, header: bytes, size: int) -> bytes:
+    """What comes before the `size` bytes of a body that is sent as it is, without being copied behind its prefix."""
+    return _pack(len(header) + size, type, stream, len(header)) + header
 
 
 def dumps(header: dict[str, Any]) -> bytes:
@@ -94,27 +99,37 @@ def loads(header: bytes) -> dict[str, Any]:
 class Decoder:
     """Turns received bytes, cut anywhere, into frames.
 
-    Holds at most one incomplete frame; one over `longest` bytes of payload is refused from its prefix alone.
+    Holds at most one incomplete frame; one over `longest` bytes of payload is refused from its prefix alone. The body
+    of a frame that came in several reads is copied once, when it is complete.
     """
 
-    __slots__ = ("_longest", "_missing", "_parts")
+    __slots__ = ("_begun", "_longest", "_missing", "_parts")
 
     def __init__(self, longest: int = MAX_PAYLOAD) -> None:
         self._longest = longest
-        self._parts: list[bytes] = []
+        self._parts: list[Any] = []  # of the incomplete frame; of its body alone when `_begun`
         self._missing = 0  # bytes without which no further frame can be complete
+        self._begun: tuple[int, int, bytes] | None = None  # its type, stream and header
 
     def feed(self, data: bytes) -> list[Frame]:
         """The frames that `data` completes, in order. Raises `ProtocolError`."""
-        if self._parts:
-            self._parts.append(data)
-            self._missing -= len(data)
-            if self._missing > 0:
-                return []
-            data = b"".join(self._parts)
-            self._parts.clear()
-        frames = []
+        frames: list[Frame] = []
         offset, end = 0, len(data)
+        if self._parts:
+            if self._missing > end:
+                self._parts.append(data)
+                self._missing -= end
+                return frames
+            if self._begun is not None:
+                offset = self._missing
+                self._parts.append(memoryview(data)[:offset])
+                frames.append(Frame(*self._begun, b"".join(self._parts)))
+                self._begun = None
+            else:
+                self._parts.append(data)
+                data = b"".join(self._parts)
+                end = len(data)
+            self._parts.clear()
         while True:
             body_at = offset + PREFIX_SIZE
             if body_at > end:
@@ -124,14 +139,17 @@ class Decoder:
             if size > self._longest or header_size > size:
                 raise ProtocolError(f"frame of type {type_} announces {size} bytes, header {header_size}")
             next_at = body_at + size
+            split = body_at + header_size
             if next_at > end:
                 missing = next_at - end
+                if split < end:
+                    self._begun = type_, stream, data[body_at:split]
+                    offset = split
                 break
-            split = body_at + header_size
             frames.append(_new_tuple(Frame, (type_, stream, data[body_at:split], data[split:next_at])))
             offset = next_at
         if offset < end:
-            self._parts.append(data[offset:])
+            self._parts.append(memoryview(data)[offset:])
             self._missing = missing
         return frames
 

@@ -248,7 +248,7 @@ async def test_headers_count_against_the_window_too() -> None:
     socket = w.call()
     w.say(wire.WS_ACCEPT, socket.id, b"{}")
     for _ in range(3):
-        w.say(wire.WS_MESSAGE, socket.id, b'{"t":1,"x":"' + b"y" * 300_000 + b'"}')
+        w.say(wire.WS_MESSAGE, socket.id, b'{"t":1,"x":"' + b"y" * 1_000_000 + b'"}')
     assert w.transport.aborted
 
 
@@ -256,7 +256,7 @@ async def test_an_instance_cannot_grant_itself_more_than_the_window() -> None:
     w = Wire()
     stream = w.call()
     w.say(wire.WINDOW, stream.id, b'{"n":1000000000000}')
-    sending = asyncio.ensure_future(stream.send(wire.BODY, b"", b"y" * (1 << 20)))
+    sending = asyncio.ensure_future(stream.send(wire.BODY, b"", b"y" * (4 << 20)))
     assert sum(len(f.body) for f in await w.heard()) == wire.WINDOW_SIZE
     sending.cancel()
 

@@ -25,7 +25,8 @@ import orjson
 
 from headrace import errors, wire
 
-_GRANT = wire.WINDOW_SIZE // 4  # consumed bytes are granted back in pieces of at least this
+_GRANT = wire.WINDOW_SIZE // 8  # consumed bytes are granted back in pieces of at least this
+_APART = 16 << 10  # bytes of a body that cost less as an entry of their own than as a copy
 _MANY_FRAMES = 1_000  # frames of one stream that wait for its reader
 _MOST_MESSAGES = 10_000
 _ANSWERS = frozenset((wire.REPLY, wire.HEAD, wire.WS_ACCEPT))  # an answer, or the start of one
@@ -115,7 +116,7 @@ class Stream:
 
     async def send(self, type: int, header: bytes, body: bytes) -> None:
         """Send a piece of a body of any length, as the window allows. Returns at once when the stream has ended."""
-        view = memoryview(body)
+        view: Any = body if len(body) <= wire.CHUNK else memoryview(body)
         while True:
             while self._window <= 0 and not self._ended:
                 self._room = self._link.loop.create_future()
@@ -128,10 +129,9 @@ class Stream:
             piece = view[: min(wire.CHUNK, self._window)]
             view = view[len(piece) :]
             self._window -= len(piece)
-            last = not len(view)
-            goes_on = type == wire.WS_MESSAGE and not last
-            self._link.send(type, self.id, header[:-1] + b',"more":true}' if goes_on else header, bytes(piece))
-            if last:
+            goes_on = type == wire.WS_MESSAGE and len(view)
+            self._link.send(type, self.id, header[:-1] + b',"more":true}' if goes_on else header, piece)
+            if not len(view):
                 return
 
     def end(self) -> None:
@@ -246,7 +246,8 @@ class Link(asyncio.Protocol):
         self._on_lost = on_lost
         self._decoder = wire.Decoder()
         self._transport: asyncio.WriteTransport | None = None
-        self._out: list[bytes] = []  # frames of this turn of the loop
+        self._out: list[bytes | memoryview] = []  # frames of this turn of the loop
+        self._apart = False  # long bodies are among them, beside their prefixes
         self._next = 0  # number of the newest stream
         self._next_unsent = 0  # while frames gather in _out: the first stream of which nothing is written, or later
         self._streams: dict[int, Stream] = {}
@@ -382,7 +383,11 @@ class Link(asyncio.Protocol):
         """One write for all frames that have gathered."""
         out, self._out = self._out, []
         if self._transport is not None and not self.lost:
-            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+            if self._apart:
+                self._transport.writelines(out)
+            else:
+                self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+        self._apart = False
 
     def ended(self, stream: Stream) -> None:
         if self._streams.pop(stream.id, None) is not None:

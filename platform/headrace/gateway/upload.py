@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import MutableMapping
+from typing import Any
 
 from headrace import errors, wire
 from headrace.gateway.call import Call, Receive, Scope
@@ -20,7 +21,19 @@ class Upload:
     whole of it, when there is no `more`.
     """
 
-    __slots__ = ("_limit", "_pause_s", "_pending", "_size", "announced", "body", "empty", "more", "receive")
+    __slots__ = (
+        "_coming",
+        "_going",
+        "_limit",
+        "_pause_s",
+        "_pending",
+        "_size",
+        "announced",
+        "body",
+        "empty",
+        "more",
+        "receive",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, limit: int, pause_s: float) -> None:
         """Raises `CallerError` for a transfer coding that is not undone here."""
@@ -29,6 +42,8 @@ class Upload:
         self._pause_s = pause_s
         self._size = 0
         self._pending: list[bytes] = []
+        self._going = True  # the caller has more to send
+        self._coming: asyncio.Future[MutableMapping[str, Any]] | None = None
         self.body = b""
         self.more = False
         self.announced: int | None = None
@@ -53,7 +68,8 @@ class Upload:
         latest = loop.time() + within_s
         try:
             async with asyncio.timeout_at(min(loop.time() + self._pause_s, latest)) as patience:
-                while await self._read() and self._size <= wire.INLINE:
+                while self._going and self._size <= wire.INLINE:
+                    self._take(await self.receive())
                     patience.reschedule(min(loop.time() + self._pause_s, latest))
         except TimeoutError:
             raise self._late() from None
@@ -62,21 +78,31 @@ class Upload:
         else:
             self.more = True
 
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """The body of an upload with `more`, piece by piece. Raises `TooLarge`, `ClientGone`, `RequestTimeout`."""
-        going = self.more
-        while going or self._pending:
-            while self._pending:
-                yield self._pending.pop(0)
+    async def next(self) -> bytes | None:
+        """The next piece of an upload with `more`, None after the last; the one after it is on its way already.
+
+        Raises `TooLarge`, `ClientGone`, `RequestTimeout`.
+        """
+        if not self._pending:
+            if not self._going:
+                return None
+            coming, self._coming = self._coming or self.receive(), None
             try:
                 async with asyncio.timeout(self._pause_s):
-                    going = going and await self._read()
+                    self._take(await coming)
             except TimeoutError:
                 raise self._late() from None
+        if self._going and self._coming is None:
+            self._coming = asyncio.ensure_future(self.receive())
+        return self._pending.pop(0)
 
-    async def _read(self) -> bool:
-        """Read a piece into `_pending`; False after the last one."""
-        message = await self.receive()
+    def close(self) -> None:
+        """Wait for nothing more."""
+        if self._coming is not None:
+            self._coming.cancel()
+
+    def _take(self, message: MutableMapping[str, Any]) -> None:
+        """Put the piece in `message` to the others."""
         if message["type"] == "http.disconnect":
             raise errors.ClientGone(f"the request body stopped after {self._size} bytes.")
         body = message.get("body", b"")
@@ -84,7 +110,7 @@ class Upload:
         if self._size > self._limit:
             raise self._too_large(self._size)
         self._pending.append(body)
-        return bool(message.get("more_body"))
+        self._going = bool(message.get("more_body"))
 
     def _too_large(self, size: int) -> errors.TooLarge:
         return errors.TooLarge(
@@ -102,7 +128,7 @@ class Upload:
 async def feed(call: Call, stream: Stream, upload: Upload) -> None:
     try:
         stream.caller_slow = True
-        async for piece in upload.pieces():
+        while (piece := await upload.next()) is not None:
             stream.caller_slow = False
             call.bytes_in += len(piece)
             if piece:
@@ -113,3 +139,5 @@ async def feed(call: Call, stream: Stream, upload: Upload) -> None:
         stream.receive = upload.receive
     except errors.HeadraceError as error:
         stream.close("client", error)
+    finally:
+        upload.close()

@@ -41,6 +41,9 @@ class _Messages(Outflow):
             else:
                 self._call.link.send(self._frame(b"", False))
 
+    def _put(self, piece: memoryview, more: bool) -> None:
+        self._call.link.send(self._frame(bytes(piece), more))
+
     def _frame(self, piece: bytes, more: bool) -> bytes:
         head = b'{"t":%d,"more":true}' if more else b'{"t":%d}'
         return wire.encode(wire.WS_MESSAGE, self._call.stream, head % self._text, piece)

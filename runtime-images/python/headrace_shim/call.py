@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .link import Link
 
 LOG_LIMIT = 256 << 10  # bytes of log text of one call
-GRANT = 64 << 10  # consumed bytes worth a WINDOW frame
+GRANT = 128 << 10  # consumed bytes worth a WINDOW frame
 
 
 class Gone(OSError):
@@ -161,8 +161,8 @@ class Outflow:
         self._granted.fire()
 
     async def send(self, data: Piece, frame: Callable[[bytes, bool], bytes] | None = None) -> None:
-        """Send `data`, which is not empty, as the window allows, in frames made by `frame`; raises `Gone`."""
-        view = memoryview(data)
+        """Send `data`, which is not empty, as the window allows, in BODY frames or those that `frame` makes; raises `Gone`."""
+        view = memoryview(bytes(data))  # what waits to be sent must not change any more
         while view:
             if self._call.gone:
                 raise Gone("the caller is gone")
@@ -170,24 +170,27 @@ class Outflow:
                 await self._granted.wait()
             else:
                 with self._wake:
-                    view = self._advance(view, frame or self._frame)
+                    view = self._advance(view, frame)
 
     def send_blocking(self, data: Piece) -> None:
         """`send` for a thread."""
-        view = memoryview(data)
+        view = memoryview(bytes(data))
         while view:
             with self._wake:
                 self._wake.wait_for(lambda: self._call.gone or self._window > 0)
                 if self._call.gone:
                     raise Gone("the caller is gone")
-                view = self._advance(view, self._frame)
+                view = self._advance(view, None)
 
-    def _advance(self, view: memoryview, frame: Callable[[bytes, bool], bytes]) -> memoryview:
+    def _advance(self, view: memoryview, frame: Callable[[bytes, bool], bytes] | None) -> memoryview:
         size = min(self._window, wire.CHUNK, len(view))
         self._window -= size
-        rest = view[size:]
-        self._call.link.send(frame(bytes(view[:size]), bool(rest)))
+        piece, rest = view[:size], view[size:]
+        if frame is not None:
+            self._call.link.send(frame(bytes(piece), bool(rest)))
+        else:
+            self._put(piece, bool(rest))
         return rest
 
-    def _frame(self, piece: bytes, more: bool) -> bytes:
-        return wire.encode(wire.BODY, self._call.stream, b"", piece)
+    def _put(self, piece: memoryview, more: bool) -> None:
+        self._call.link.send_body(self._call.stream, piece)

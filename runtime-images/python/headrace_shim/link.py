@@ -28,8 +28,11 @@ if TYPE_CHECKING:
 
     from .call import Call
 
-RECEIVE = 128 << 10  # bytes asked of the socket at once
-EAGER = 64 << 10  # bytes gathered in one tick that are worth a system call before its end
+RECEIVE = 256 << 10  # bytes asked of the socket at once
+EAGER = wire.CHUNK  # bytes gathered in one tick that are worth a system call before its end
+GATHERED = 16 << 10  # bytes up to which a copy costs less than telling the system of each part
+SMALL = 8 << 10  # bytes of a piece that is copied to others instead of being kept beside them
+MOST_PARTS = 512  # for one system call, which takes 1024
 LOG_BACKLOG = 1 << 20  # unsent bytes beyond which log lines have to wait
 LOG_PATIENCE_S = 10.0  # a thread that waited this long for room drops its line
 
@@ -51,8 +54,9 @@ class Link:
         self._on_idle: Callable[[], None] | None = None
         self._lock = RLock()  # again by the same thread: garbage collected in between may print
         self._room = Condition(self._lock)
-        self._out: list[bytes] = []
+        self._out: list[bytes | bytearray | memoryview] = []
         self._size = 0  # bytes not yet given to the socket
+        self._body: tuple[int, int, int] | None = None  # BODY at the end of `_out` that may grow: stream, place, size
         self._flushing = False  # a flush is due at the end of this tick
         self._reading = False  # the loop goes through received frames and flushes at their end
         self._stalled = False  # the socket is full, the loop watches it
@@ -102,15 +106,50 @@ class Link:
         with self._lock:
             if self.closed:
                 return
+            self._body = None
             self._out.append(data)
             self._size += len(data)
-            if self._stalled:
+            self._leave(now)
+
+    def send_body(self, stream: int, piece: memoryview) -> None:
+        """Send a piece of a body, of immutable bytes, like `send`; pieces that leave together are one frame."""
+        if self.closed:
+            return
+        with self._lock:
+            if self.closed:
                 return
-            if now or self._size > EAGER or get_ident() != self._loop_thread:
-                self._push()
-            elif not (self._flushing or self._reading):
-                self._flushing = True
-                self._loop.call_soon(self._flush)
+            self._size += len(piece)
+            place, size = len(self._out), len(piece)
+            if self._body is not None and self._body[0] == stream and self._body[2] + size <= wire.CHUNK:
+                _, place, before = self._body
+                size += before
+            else:
+                self._out.append(b"")
+                self._size += wire.PREFIX_SIZE
+            self._out[place] = wire.prefix(wire.BODY, stream, b"", size)
+            self._body = stream, place, size
+            self._gather(piece)
+            self._leave(False)
+
+    def _gather(self, piece: memoryview) -> None:
+        """Add a piece to `_out`; small ones into one, for a program that sends byte after byte. The lock is held."""
+        last = self._out[-1]
+        if len(piece) > SMALL:
+            self._out.append(piece)
+        elif isinstance(last, bytearray):
+            last += piece
+        else:
+            self._out.append(bytearray(piece))
+
+    def _leave(self, now: bool) -> None:
+        """See that what waits leaves: now, or at the end of the tick. The lock is held."""
+        if self._stalled:
+            return
+        if now or self._size >= EAGER or get_ident() != self._loop_thread:
+            self._push()
+        elif not (self._flushing or self._reading):
+            self._flushing = True
+            self._loop.call_soon(self._flush)
 
     def send_last(self, data: bytes) -> None:
         """Send the last frame of a call: at once when no other call runs that could answer in this tick."""
@@ -178,23 +217,27 @@ class Link:
 
     def _push(self) -> None:
         """Give the socket what waits. The lock is held."""
-        out, self._out = self._out, []
-        data = out[0] if len(out) == 1 else b"".join(out)
+        out, self._out, self._body = self._out, [], None
         try:
             if self._loop is None:
-                self._sock.sendall(data)
-                sent = len(data)
+                self._sock.sendall(b"".join(out))
+                sent = self._size
+            elif len(out) == 1:
+                sent = self._sock.send(out[0])
+            elif self._size > GATHERED:
+                sent = self._sock.sendmsg(out[:MOST_PARTS])
             else:
-                sent = self._sock.send(data)
+                out = [b"".join(out)]
+                sent = self._sock.send(out[0])
         except BlockingIOError:
             sent = 0
         except OSError:
-            sent = len(data)
+            sent = self._size
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(self._lose)
         self._size -= sent
-        if sent < len(data):
-            self._out.insert(0, data[sent:])
+        if self._size:
+            self._out = _after(out, sent)
             if not self._stalled:
                 self._stalled = True
                 self._loop.call_soon_threadsafe(self._watch)
@@ -236,6 +279,15 @@ class Link:
         if not self.closed:
             self.close()
             self._on_lost(self)
+
+
+def _after(parts: list[bytes | bytearray | memoryview], sent: int) -> list[bytes | bytearray | memoryview]:
+    """What is left of `parts` when their first `sent` bytes are gone."""
+    for place, part in enumerate(parts):
+        if sent < len(part):
+            return [memoryview(part)[sent:], *parts[place + 1 :]]
+        sent -= len(part)
+    return []
 
 
 def dial(path: str) -> Link | None:

@@ -36,6 +36,7 @@ def main(load: Callable[..., App] = load) -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: os._exit(0))  # nothing runs yet
     faulthandler.enable()
+    bytearray(wire.MAX_PAYLOAD)  # glibc learns from a freed block of this size to keep so much for the next ones
     sys.modules["__main__"] = ModuleType("__main__")  # the user's, as if nobody else were here
     sys.argv[:] = [""]
     instance = Instance(socket_path, instance_id)

@@ -14,7 +14,7 @@ use constant {
     PROTOCOL    => 1,
     MAX_PAYLOAD => 1 << 20,
     PIECE       => 64 << 10,     # the longest body of CALL, REPLY and BODY
-    WINDOW_SIZE => 256 << 10,    # body bytes in flight on a stream before the first WINDOW
+    WINDOW_SIZE => 512 << 10,    # body bytes in flight on a stream before the first WINDOW
 };
 use constant PREFIX_SIZE => 13;
 
