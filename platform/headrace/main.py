@@ -106,6 +106,7 @@ async def control(settings: Settings, clock: Clock) -> None:
     import uvicorn
 
     from headrace.control.app import create_app
+    from headrace.control.malformed import ClearH11
     from headrace.control.services import Services
     from headrace.jobs.rows import RowQueue
     from headrace.releases.bundle import Bundles
@@ -150,6 +151,7 @@ async def control(settings: Settings, clock: Clock) -> None:
             ssl_keyfile=settings.tls_key or None,
             proxy_headers=bool(settings.proxies),
             forwarded_allow_ips=[str(network) for network in settings.proxies],
+            http=ClearH11,
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=5,
