@@ -13,8 +13,13 @@ from urllib.parse import urlsplit
 import h2.config
 import h2.connection
 import h2.events
+import httpx
 
 from stack import Failure, Headrace
+
+# What the platform under these tests is told, seconds; and whom it trusts: every address of 127/8 is this machine's.
+HEADER_S, BODY_S, IDLE_S = 2, 2, 6
+PROXY = "127.0.0.2"
 
 
 @contextmanager
@@ -28,17 +33,18 @@ def connected(platform: Headrace, source: str = "127.0.0.1", timeout: float = 10
 
 def rest(connection: socket.socket) -> bytes:
     """All that comes until the server ends the connection. Raises `Failure` when it does not."""
-    answer = b""
+    parts: list[bytes] = []
     while True:
         try:
-            data = connection.recv(65_536)
+            data = connection.recv(1 << 20)
         except ConnectionResetError:
-            return answer
+            break
         except TimeoutError:
-            raise Failure(f"the server keeps the connection; so far it said {answer[:300]!r}") from None
+            raise Failure(f"the server keeps the connection; so far it said {b''.join(parts)[:300]!r}") from None
         if not data:
-            return answer
-        answer += data
+            break
+        parts.append(data)
+    return b"".join(parts)
 
 
 def exchange(platform: Headrace, request: bytes, *, half_close: bool = False, source: str = "127.0.0.1") -> bytes:
@@ -117,3 +123,15 @@ def in_flight(platform: Headrace) -> int:
 def settled(platform: Headrace) -> None:
     """Wait until no call runs any more."""
     platform.until(lambda: json.dumps({"calls": in_flight(platform)}), '{"calls": 0}')
+
+
+def counts(platform: Headrace) -> dict[str, int]:
+    """What the function `edge` has counted."""
+    found: dict[str, int] = httpx.get(f"{platform.url('edge')}/counts", timeout=30).json()
+    return found
+
+
+def outcomes(platform: Headrace, path: str) -> list[str]:
+    """How the calls of `edge` to `path` ended, the newest first."""
+    items = platform.ask("GET", "/functions/edge/invocations?limit=50")["items"]
+    return [item["outcome"] for item in items if item["path"].partition("?")[0] == path]

@@ -6,39 +6,15 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from raw_http import connected, exchange, in_flight, rest, settled, statuses
-from stack import Headrace, headrace
+from raw_http import BODY_S, HEADER_S, IDLE_S, PROXY, connected, counts, exchange, in_flight, rest, settled, statuses
+from stack import Headrace
 
-EDGE = Path(__file__).parent / "functions" / "edge.py"
-HEADER_S, BODY_S, IDLE_S = 2, 2, 6
-PROXY = "127.0.0.2"  # every address of 127/8 is this machine's
 MAX_GROWTH_MB = 48
-
-
-@pytest.fixture(scope="module")
-def edge() -> Iterator[Headrace]:
-    """A platform that waits shortly and trusts one proxy."""
-    with headrace(
-        header_timeout_s=str(HEADER_S),
-        body_timeout_s=str(BODY_S),
-        idle_timeout_s=str(IDLE_S),
-        trusted_proxies=PROXY,
-        max_body_mb="256",
-    ) as platform:
-        config = {"handler": "edge.app", "max_instances": 1, "concurrency": 50, "timeout_s": 30}
-        platform.deploy("edge", {"edge.py": EDGE.read_text()}, config)
-        yield platform
-
-
-def counts(platform: Headrace) -> dict[str, int]:
-    found: dict[str, int] = httpx.get(f"{platform.url('edge')}/counts", timeout=30).json()
-    return found
 
 
 def get(path: str, *headers: str, version: str = "1.1") -> bytes:

@@ -11,6 +11,7 @@ from headrace.gateway.call import Call, Receive, Scope
 from headrace.gateway.link import Stream
 
 _BODILESS = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))  # HTTP/2 requests of these carry no body here
+_RESET_S = 0.01  # after the end of an HTTP/2 body without a length, for the news that it was none
 
 
 class Upload:
@@ -27,6 +28,7 @@ class Upload:
         "_limit",
         "_pause_s",
         "_pending",
+        "_resettable",
         "_size",
         "announced",
         "body",
@@ -44,6 +46,7 @@ class Upload:
         self._pending: list[bytes] = []
         self._going = True  # the caller has more to send
         self._coming: asyncio.Future[MutableMapping[str, Any]] | None = None
+        self._resettable = scope["http_version"] == "2"
         self.body = b""
         self.more = False
         self.announced: int | None = None
@@ -74,6 +77,7 @@ class Upload:
         except TimeoutError:
             raise self._late() from None
         if self._size <= wire.INLINE:
+            await self._check_end()
             self.body = b"".join(self._pending)
         else:
             self.more = True
@@ -85,6 +89,7 @@ class Upload:
         """
         if not self._pending:
             if not self._going:
+                await self._check_end()
                 return None
             coming, self._coming = self._coming or self.receive(), None
             try:
@@ -100,6 +105,21 @@ class Upload:
         """Wait for nothing more."""
         if self._coming is not None:
             self._coming.cancel()
+
+    async def _check_end(self) -> None:
+        """Is this the end of the body, or did the caller take it back? Raises `ClientGone`.
+
+        The server (hyper) reads a reset of an HTTP/2 stream as the end of its body. A length tells the two apart;
+        without one, whether the caller is heard to have left right away.
+        """
+        gone = self.announced is not None and self._size < self.announced
+        if self._resettable and self.announced is None:
+            leaving = asyncio.ensure_future(self.receive())
+            await asyncio.wait((leaving,), timeout=_RESET_S)
+            gone = leaving.done()
+            leaving.cancel()
+        if gone:
+            raise errors.ClientGone(f"the request body stopped after {self._size} bytes.")
 
     def _take(self, message: MutableMapping[str, Any]) -> None:
         """Put the piece in `message` to the others."""
