@@ -161,7 +161,7 @@ class Outflow:
         self._granted.fire()
 
     async def send(self, data: Piece, frame: Callable[[bytes, bool], bytes] | None = None) -> None:
-        """Send `data`, which is not empty, as the window allows, in BODY frames or those that `frame` makes; raises `Gone`."""
+        """Send `data`, which is not empty, as the window allows, in BODY frames or `frame`'s; raises `Gone`."""
         view = memoryview(bytes(data))  # what waits to be sent must not change any more
         while view:
             if self._call.gone:
