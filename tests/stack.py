@@ -250,6 +250,11 @@ class Headrace:
         """Names of the running containers of this home."""
         return set(_docker("ps", "--filter", self._label, "--format", "{{.Names}}").split())
 
+    def images(self) -> dict[str, str]:
+        """The running containers of this home and their images, by name."""
+        lines = _docker("ps", "--filter", self._label, "--format", "{{.Names}} {{.Image}}").splitlines()
+        return dict(line.split(" ", 1) for line in lines)
+
     def sandbox(self) -> tuple[str, str]:
         """Image and network of the instances that run now."""
         found = _docker("ps", "--filter", self._label, "--format", "{{.Image}} {{.Networks}}").splitlines()

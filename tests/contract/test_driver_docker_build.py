@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -62,10 +63,11 @@ async def until_container(kit: Kit, engine: Any, *, there: bool) -> None:
 
 
 async def test_the_code_of_a_package_is_locked_up(kit: Kit, driver: Driver) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
     spec = hostile(
         kit,
         """
-import json, os, sys
+import json, os, socket, sys
 status = dict(line.split(":", 1) for line in open("/proc/self/status").read().splitlines())
 def refused(path):
     try:
@@ -73,17 +75,32 @@ def refused(path):
     except OSError as error:
         return error.errno
     return 0
-print("PROBE", json.dumps({"uid": os.getuid(), "caps": int(status["CapEff"], 16), "env": sorted(os.environ),
+def reached(place):
+    try:
+        socket.create_connection((place, PORT), 2).close()
+    except OSError:
+        return False
+    return True
+gateway = next(line.split()[2] for line in open("/proc/net/route") if line.split()[1] == "00000000")
+host = socket.inet_ntoa(int(gateway, 16).to_bytes(4, "little"))
+kernel = ("overlay", "proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2")
+ours = ("/etc/resolv.conf", "/etc/hostname", "/etc/hosts", "/run/ca-bundle.pem")
+mounts = [line.split() for line in open("/proc/self/mountinfo")]
+mounted = sorted(words[4] for words in mounts if words[words.index("-") + 1] not in kernel and words[4] not in ours)
+engine = [path for path in ("/run/docker.sock", "/var/run/docker.sock", "/run/containerd") if os.path.exists(path)]
+print("PROBE", json.dumps({"mounted": mounted, "engine": engine, "reached": [reached("127.0.0.1"), reached(host)],
+    "uid": os.getuid(), "caps": int(status["CapEff"], 16), "env": sorted(os.environ),
     "out": refused("/out/x"), "refused": [refused(place + "/x") for place in ("/function", "/usr", "/etc", "/")]}))
 sys.exit(1)
-""",
+""".replace("PORT", str(listener.getsockname()[1])),
     )
     lines: list[str] = []
-    with pytest.raises(BuildFailed):
+    with listener, pytest.raises(BuildFailed):
         await driver.build(spec, lines.append)
     found = json.loads(next(line.partition("PROBE ")[2] for line in lines if "PROBE {" in line))
     assert (found["uid"], found["caps"], found["out"]) == (65532, 0, 0)
     assert all(found["refused"])
+    assert (found["mounted"], found["engine"], found["reached"]) == (["/function", "/out"], [], [False, False])
     assert not [name for name in found["env"] if name.startswith("HEADRACE_")]
 
 

@@ -63,7 +63,7 @@ def _cold_calls(
     wait_until_stopped(platform, names)
     times, engine_times = [], []
     for name in names:
-        took, timing = _call(platform.url(name))
+        took, timing = first_call(platform.url(name))
         if "start;" not in timing:
             raise Unavailable(f"this was no cold call: {timing!r}")
         times.append(took)
@@ -87,7 +87,7 @@ def run_layered(options: Options) -> Report:
             kept = instances(platform, names)
             times = []
             for name in names:
-                took, timing = _call(platform.url(name))
+                took, timing = first_call(platform.url(name))
                 options.say(f"{name}: {took:.1f} ms ({timing})")
                 times.append(took)
             if instances(platform, names) != kept:
@@ -98,7 +98,7 @@ def run_layered(options: Options) -> Report:
     return report
 
 
-def _call(url: str) -> tuple[float, str]:
+def first_call(url: str) -> tuple[float, str]:
     """Milliseconds of a call over a new connection, and its Server-Timing."""
     address = urlsplit(url)
     began = time.perf_counter()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import burst
 import churn
 import cold
+import languages
 import many
 import moves
 import stream
@@ -23,4 +24,5 @@ SCENARIOS: dict[str, Callable[[Options], Report]] = {
     "many": many.run,
     "stream": stream.run,
     "churn": churn.run,
+    "runtimes": languages.run,
 }
