@@ -187,6 +187,7 @@ async def put_function(
     function, created = await platform.releases.put_function(namespace, name, changes)
     if created:
         response.status_code = 201
+        return _out(platform, function, None, None, [])
     return (await _shown(platform, [function]))[0]
 
 

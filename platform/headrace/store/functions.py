@@ -63,17 +63,13 @@ class Functions:
         check_text(str(changes.get("description", "")), "description")
         now = self._clock.now()
         async with self._database.begin() as connection:
-            before, created = await ensure(connection, namespace, name, now)
-            different = {key: value for key, value in changes.items() if getattr(before, key) != value}
+            row, created = await ensure(connection, namespace, name, now)
+            different = {key: value for key, value in changes.items() if getattr(row, key) != value}
             if different:
-                await connection.execute(
-                    update(tables.functions)
-                    .where(tables.functions.c.id == before.id)
-                    .values(**different, updated_at=now)
-                )
+                different["updated_at"] = now
             if different or created:
-                await touch(connection, before.id)
-            return make_function(await find(connection, namespace, name)), created
+                row = await touch(connection, row.id, **different)
+            return make_function(row), created
 
     async def get(self, namespace: str, name: str) -> Function:
         """Raises `NotFound`."""
@@ -182,21 +178,28 @@ async def ensure(connection: AsyncConnection, namespace: str, name: str, now: fl
         upsert(connection, tables.functions)
         .values(namespace=namespace, name=name, **_DEFAULTS, last_number=0, revision=0, created_at=now, updated_at=now)
         .on_conflict_do_nothing(index_elements=["namespace", "name"])
-        .returning(tables.functions.c.id)
+        .returning(*tables.functions.c)
     )
-    created = made.first() is not None
+    if (row := made.first()) is not None:
+        return row, True
     try:
-        return await find(connection, namespace, name, lock=True), created
+        return await find(connection, namespace, name, lock=True), False
     except NotFound:
         raise Conflict(f"{namespace}/{name} was deleted at this moment: try again.") from None
 
 
-async def touch(connection: AsyncConnection, function_id: int) -> None:
-    """Tell the nodes that something of this function changed. Comes last: it locks the routing row."""
-    revision = await _next_revision(connection)
-    await connection.execute(
-        update(tables.functions).where(tables.functions.c.id == function_id).values(revision=revision)
+async def touch(connection: AsyncConnection, function_id: int, **changes: Any) -> Row[Any]:
+    """Tell the nodes that something of this function changed, `changes` of its columns among them; its row.
+
+    Comes last: it locks the routing row.
+    """
+    changed = (
+        update(tables.functions)
+        .where(tables.functions.c.id == function_id)
+        .values(**changes, revision=await _next_revision(connection))
+        .returning(*tables.functions.c)
     )
+    return (await connection.execute(changed)).one()
 
 
 async def _next_revision(connection: AsyncConnection) -> int:
