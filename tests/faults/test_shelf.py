@@ -157,7 +157,7 @@ def test_a_quarter_of_the_memory_bounds_what_waits_and_the_log_says_so_once(
     virtual_time.run(scenario())
     assert [record.message for record in caplog.records if "HEADRACE_PREWARM" in record.message] == [
         "5 generic instances wait and more are wanted, but they may take a quarter of 1024 MiB at most: lower "
-        "HEADRACE_PREWARM, or raise HEADRACE_INSTANCE_MEMORY_MB."
+        "HEADRACE_PREWARM and HEADRACE_PREWARM_MOST, or raise HEADRACE_INSTANCE_MEMORY_MB."
     ]
 
 

@@ -415,3 +415,41 @@ def test_an_engine_that_hangs_over_a_thaw_is_asked_once() -> None:
         assert asked == 1
 
     keeping(scenario, max_instances=1)
+
+
+def test_a_keeper_that_has_nothing_to_do_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(house: House) -> None:
+        house.keeper.in_traffic = True
+        await house.call(0.1)
+        await asyncio.sleep(200)
+        assert len(house.yard.frozen) == 1
+        looks = 0
+        look = house.keeper._look
+
+        def counted() -> float | None:
+            nonlocal looks
+            looks += 1
+            return look()
+
+        monkeypatch.setattr(house.keeper, "_look", counted)
+        await asyncio.sleep(1000)
+        assert looks <= 1, "the sleep that had begun before"
+        await house.call(0)
+        assert house.yard.frozen == set()
+
+    keeping(scenario, layer="abc")
+
+
+def test_a_look_that_fails_is_not_the_last(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(house: House) -> None:
+        observe = house.pool.observe
+
+        def fails_once() -> float:
+            monkeypatch.setattr(house.pool, "observe", observe)
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(house.pool, "observe", fails_once)
+        await house.call(0.1)
+
+    keeping(scenario)
+    assert "looking after default/f@1 failed" in caplog.text

@@ -155,16 +155,18 @@ class Fleet:
         """An instance that runs `version`: one from the shelf, else a new one. Raises why there is none."""
         config = version.config
         kind = Kind.of(version)
-        instance = self._shelf.take(kind)
-        if instance is None:
-            await self._make_room(config.memory_mb)
-            instance = await self._yard.launch(kind, config, self.lost)
-        else:
+        while (instance := self._shelf.take(kind)) is not None:
             try:
                 await self._make_room(config.memory_mb - instance.memory_mb)
             except BaseException:
                 await self._yard.stop(instance, 0)
                 raise
+            if instance.link is not None and not instance.link.lost:
+                break
+            await self._yard.bury(instance)  # it died while room was made
+        else:
+            await self._make_room(config.memory_mb)
+            instance = await self._yard.launch(kind, config, self.lost)
         instance.memory_mb = config.memory_mb  # reserved in the same step in which it was found free
         await self._yard.load(instance, version)
         return instance
@@ -236,7 +238,7 @@ class Fleet:
                 self._shelf_bounded = True
                 logger.warning(
                     "%d generic instances wait and more are wanted, but they may take a quarter of %d MiB at most: "
-                    "lower HEADRACE_PREWARM, or raise HEADRACE_INSTANCE_MEMORY_MB.",
+                    "lower HEADRACE_PREWARM and HEADRACE_PREWARM_MOST, or raise HEADRACE_INSTANCE_MEMORY_MB.",
                     len(self._shelf),
                     self._memory_mb,
                 )

@@ -161,7 +161,11 @@ class Keeper:
 
     async def _run(self) -> None:
         while not (self._retired and not self.have):
-            timeout = self._look()
+            try:
+                timeout = self._look()
+            except Exception:  # the next turn looks again; without its keeper a version would never start
+                logger.exception("looking after %s failed", self.version)
+                timeout = _LOOK_S
             if self.pool.waiting:  # every waiting call is news; one look in a while serves them all
                 await asyncio.sleep(_PAUSE_S)
             try:
@@ -209,8 +213,8 @@ class Keeper:
         calls = self.pool.in_flight + self.pool.waiting
         return Demand(calls, average(now, scaler.STABLE_S), average(now, scaler.PANIC_S), self.in_traffic)
 
-    def _scale_in(self, now: float, scale: Scale, serving: list[Instance]) -> float:
-        """Stop what is idle or surplus, freeze what rests; the seconds until there may be more of it to do."""
+    def _scale_in(self, now: float, scale: Scale, serving: list[Instance]) -> float | None:
+        """Stop what is idle or surplus, freeze what rests; the seconds until there may be more of it to do, or None."""
         config = self.version.config
         floor = max(self._floor, 1 if self.version.layer and self.in_traffic else 0)
         idle = {i.id: now - i.member.idle_since for i in serving if i.member is not None and not i.member.in_flight}
@@ -225,8 +229,11 @@ class Keeper:
         for name, seconds in idle.items():
             if seconds >= _FREEZE_S:
                 self._rest(self._instances[name])
-        at_rest = len(idle) == len(left) and all(seconds >= _FREEZE_S for seconds in idle.values())
-        return max(config.idle_s - max(idle.values(), default=0.0), _LOOK_S) if at_rest else _LOOK_S
+        if len(idle) < len(left) or any(seconds < _FREEZE_S for seconds in idle.values()):
+            return _LOOK_S
+        if len(left) <= floor and all(i.member is not None and i.member.frozen for i in left):
+            return None  # nothing is to be done before a call waits
+        return max(config.idle_s - max(idle.values(), default=0.0), _LOOK_S)
 
     # -- rest
 
