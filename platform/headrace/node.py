@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Iterator
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -128,7 +129,7 @@ class Node:
         self._gatekeeper.tokens = await self._tokens.hashes()
         await self._driver.check()
         await self._fleet.recover(self._keeper_of)
-        self._fleet.start()
+        self._fleet.start(self._resting())
         await self._gateway.start()
         self._serving = True
         for name, work in (
@@ -208,6 +209,15 @@ class Node:
                 if version.id == version_id:
                     return self._keeper(target, version)
         return None
+
+    def _resting(self) -> Iterator[Keeper]:
+        """Keepers of the published versions with dependencies, as they are when it comes to them."""
+        if self._settings.prewarm:
+            for id in self._routes.ids():
+                target = self._routes.target(id)
+                for version in _published(target):
+                    if target is not None and version.layer is not None:
+                        yield self._keeper(target, version)
 
     def _late(self, member: Member) -> None:
         self._fleet.late(member.name)

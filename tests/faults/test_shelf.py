@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 import virtual_time
-from fleet_kit import House, house
+from fleet_kit import FAILURE, House, house
 from headrace.fleet.shelf import Bursts
+from headrace.gateway.pool import Pool
 from headrace.model import Version
 
 
@@ -242,5 +243,27 @@ def test_server_timing_says_what_a_cold_call_waited_for(tmp_path: Path, monkeypa
             await asyncio.sleep(1)
             slow(rig)
             assert await steps(rig) == ["queue", "start", "limits", "code", "load", "run"]
+
+    virtual_time.run(scenario())
+
+
+def test_versions_with_dependencies_get_an_instance_back_while_half_of_the_memory_is_free(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with house(tmp_path, prewarm=1, memory_mb=200) as rig:
+            version = dataclasses.replace(rig.target.versions[1], layer="l")
+            keepers = []
+            for n in range(5):
+                own = dataclasses.replace(version, id=100 + n, function=f"f{n}")
+                pool = rig.pools[own.id] = Pool(10, "least-loaded", rig.active)
+                keepers.append(rig.fleet.keep(own, pool))
+                keepers[-1].in_traffic = True
+            rig.program.load_error = FAILURE
+            rig.fleet.start(iter(keepers[:1]))
+            await asyncio.sleep(0.1)
+            rig.program.load_error = None
+            rig.fleet.start(iter(keepers[1:]))
+            await asyncio.sleep(120)
+            assert [len(keeper.instances) for keeper in keepers] == [0, 1, 1, 1, 0], "one failed, three are half of it"
+            assert all(instance.frozen for instance in rig.engine.instances.values() if instance.memory_mb == 200)
 
     virtual_time.run(scenario())

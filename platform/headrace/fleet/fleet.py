@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ _SWEEP_S = 20.0
 _PATIENCE_S = 10.0  # an instance of an earlier node dials in again within this
 _ROOM_S = 3.0  # how long a start waits for the memory of an instance that is being stopped
 _LOOK_S = 0.01
+_RESTORE_S = 60.0  # for one instance
 
 
 @dataclass(slots=True)
@@ -115,9 +116,12 @@ class Fleet:
             logger.info("recovered: %s", asdict(report))
         return report
 
-    def start(self) -> None:
+    def start(self, resting: Iterator[Keeper]) -> None:
+        """Begin to keep what should wait: generic instances, and one of each version in `resting`, which it goes
+        through as slowly as they start."""
         self._shelf.start()
         self._tasks.spawn(self._sweeps(), "sweep")
+        self._tasks.spawn(self._restore(resting), "restore")
 
     async def stop(self, shutdown_s: float) -> None:
         """Stop every instance; an application's shutdown may take `shutdown_s` seconds."""
@@ -197,6 +201,19 @@ class Fleet:
         else:
             await self._yard.stop(instance, 0)
             self.recovery.removed += 1
+
+    async def _restore(self, resting: Iterator[Keeper]) -> None:
+        """Versions with dependencies get back the instance that a stopped node took from them, one after the other."""
+        for keeper in resting:
+            if self._used() * 2 > self._memory_mb:
+                logger.info("half of the memory is taken: the other versions with dependencies start when called")
+                return
+            await self._yard.calm.wait()
+            try:
+                async with asyncio.timeout(_RESTORE_S):
+                    await keeper.ready()
+            except (errors.HeadraceError, TimeoutError) as error:
+                logger.warning("%s has no instance ready: %s", keeper.version, error)
 
     async def _sweeps(self) -> None:
         while True:
