@@ -24,8 +24,13 @@ MOST_ENV = 256 << 10  # bytes of a version's environment; it travels in one fram
 SLOT_S = 10.0  # seconds of one MetricSlot
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
-IMAGE_PATTERN = r"^[a-z0-9][a-zA-Z0-9._:/@-]{0,511}$"
-ImageName = Annotated[str, StringConstraints(pattern=IMAGE_PATTERN)]
+_IMAGE_WORD = "[a-z0-9]+(?:[._-]+[a-z0-9]+)*"
+IMAGE_PATTERN = (
+    r"^(?:sha256:[0-9a-f]{64}"  # an id; else registry, path, tag, digest
+    rf"|(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{{1,5}})?/)?{_IMAGE_WORD}(?:/{_IMAGE_WORD})*"
+    r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[0-9a-f]{64})?)$"
+)
+ImageName = Annotated[str, StringConstraints(pattern=IMAGE_PATTERN, max_length=512)]
 UrlPath = Annotated[str, StringConstraints(pattern=r"^/[!-~]{0,1023}$")]
 EnvName = Annotated[str, StringConstraints(pattern=ENV_NAME_PATTERN)]
 EnvText = Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -15,8 +16,9 @@ from driver_kit import PATIENCE_S, Kit, kit_of
 from headrace.drivers import image_build
 from headrace.drivers.base import BuildSpec, Driver
 from headrace.drivers.guest import GuestImage, layer_of
-from headrace.errors import BuildFailed
+from headrace.errors import BuildFailed, EngineUnavailable
 
+GONE = {"id": f"sha256:{'0' * 64}", "command": ["x"], "env": {}, "user": "", "workdir": "/", "volumes": []}
 START = "ARG HEADRACE_BASE_PYTHON\nFROM ${HEADRACE_BASE_PYTHON}\n"
 
 
@@ -73,8 +75,9 @@ async def test_an_image_is_described_kept_and_removed(kit: Kit, driver: Driver, 
     await driver.tidy()
     assert names(engine, kit) == [kept]
     kit.settings.layer_dir(layer).rmdir()
+    engine.tag(kept, "headrace-test-of-tidy", kit.settings.home_tag)  # somebody's own name for it stays
     await driver.tidy()
-    assert names(engine, kit) == [] and not note.exists()
+    assert names(engine, kit) == [f"headrace-test-of-tidy:{kit.settings.home_tag}"] and not note.exists()
 
 
 async def test_a_step_is_bounded(kit: Kit, driver: Driver, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,6 +123,10 @@ async def test_an_image_of_the_engine_needs_no_registry(kit: Kit, driver: Driver
     asked = kit.build_spec("none")
     with pytest.raises(BuildFailed, match="neither ENTRYPOINT nor CMD"):
         await driver.build(BuildSpec(asked.id, "image", asked.code_dir, asked.out_dir, image=base), lambda _: None)
+    (asked.out_dir / "image.json").write_text(json.dumps(GONE))
+    gone = await kit.spec("steady", runtime="image", layer_dir=asked.out_dir)
+    with pytest.raises(EngineUnavailable, match="is not in the engine any more"):
+        await driver.start(gone)
     missing = BuildSpec(asked.id, "image", asked.code_dir, asked.out_dir, image="sha256:" + "0" * 64)
     with pytest.raises(BuildFailed, match="no registry knows an image by its id"):
         await driver.build(missing, lambda _: None)

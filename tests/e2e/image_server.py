@@ -49,7 +49,8 @@ async def answer(reader, writer, target, headers):
         print("going", flush=True)
         os._exit(7)
     else:
-        print("asked for", path, flush=True)
+        if "quiet" not in sys.argv:
+            print("asked for", path, flush=True)
         body = NAME.encode()
     await start(writer, b"content-length: %d" % len(body), body)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import burst
 import churn
 import cold
+import image
 import languages
 import many
 import moves
@@ -19,6 +20,7 @@ SCENARIOS: dict[str, Callable[[Options], Report]] = {
     "warm-1": lambda options: warm.run(1, options),
     "cold": cold.run,
     "cold-layer": cold.run_layered,
+    "image": image.run,
     "burst": burst.run,
     "moves": moves.run,
     "many": many.run,

@@ -73,7 +73,7 @@ def test_images_that_can_not_run_are_refused(found: dict[str, Any], told: str) -
 
 def test_instructions_are_found_as_the_builder_finds_them() -> None:
     text = '# escape=\\\nfrom a as b\n\nRUN one \\\n  # comment\n  two\nONBUILD\tadd ["x", "/y"]\n#ADD z\n'
-    found = list(dockerfile.instructions(text))
+    found = list(dockerfile.instructions(text, "\\"))
     assert found[0] == (2, ["FROM", "a", "as", "b"])
     assert found[1] == (4, ["RUN", "one", "two"])
     assert found[2][1][0] == "ADD" and {"x", "/y"} <= set(found[2][1]) and len(found) == 3
@@ -89,6 +89,10 @@ def test_instructions_are_found_as_the_builder_finds_them() -> None:
         "ADD --chown=1 ${WHERE} /x",
         "ADD git@host:repository /x",
         "# escape=`\nFROM a\nADD `\nhttp://host/x /x",
+        "# syntax=x\n# escape=`\nFROM a\nADD `\nhttp://host/x /x",
+        "# escape=`\nRUN echo \\\nADD http://host/x /x",
+        "ADD\vhttp://host/x /x",
+        "  Add \\  \nhttp://host/x /x",
     ],
 )
 def test_the_engine_fetches_nothing_for_a_build(tmp_path: Path, line: str) -> None:
@@ -116,6 +120,11 @@ def test_other_lines_may_name_addresses(tmp_path: Path, text: str) -> None:
         {"start_timeout_s": 3},
         {"image": "-v /:/host"},
         {"image": "a b"},
+        {"image": "a/../../containers/b"},
+        {"image": "../a"},
+        {"image": "a@sha256:00"},
+        {"image": "A"},
+        {"image": "a\n"},
         {"runtime": "image", "ready_path": "no/slash"},
         {"runtime": "image", "ready_path": "/a\r\nhost: b"},
         {"runtime": "image", "start_timeout_s": 41},
@@ -130,7 +139,7 @@ def test_an_image_in_the_config_is_the_runtime() -> None:
     config = VersionConfig(image="registry.example:5000/a/b:1")
     assert config.runtime == "image" and not config.pinned
     assert VersionConfig.model_validate(config.model_dump(mode="json")) == config
-    assert VersionConfig(image="a@sha256:00").pinned and VersionConfig(runtime="image").pinned
+    assert VersionConfig(image=f"localhost/a_b@sha256:{'0' * 64}").pinned and VersionConfig(runtime="image").pinned
 
 
 def test_a_folder_is_deployed_as_it_is_meant(tmp_path: Path) -> None:

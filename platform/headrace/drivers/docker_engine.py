@@ -152,6 +152,5 @@ class DockerDriver:
         await self._guests.tidy()
 
     async def close(self) -> None:
-        await self._guests.close()
         await self._engine.close()
         await self._builds.close()

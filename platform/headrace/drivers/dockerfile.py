@@ -15,7 +15,7 @@ from headrace.errors import BuildFailed
 
 NAME = "Dockerfile"
 _LONGEST = 1 << 20  # bytes
-_ESCAPE = re.compile(r"^#\s*escape\s*=\s*([\\`])\s*$", re.IGNORECASE)
+_ESCAPES = "\\", "`"  # a directive chooses; lines are looked at under both, so that nobody can hide behind it
 _REMOTE = re.compile(r"://|^git@|\$", re.IGNORECASE)
 
 
@@ -27,19 +27,22 @@ def read(code_dir: Path) -> str:
     if path.stat().st_size > _LONGEST:
         raise BuildFailed(f"the {NAME} is longer than {_LONGEST >> 20} MiB: is it the right file?")
     text = path.read_text(encoding="utf-8", errors="replace")
-    for number, words in instructions(text):
-        if words[0] == "ADD" and any(_REMOTE.search(word) for word in words[1:]):
-            raise BuildFailed(
-                f"{NAME}, line {number}: ADD of an address or a variable is refused, because the engine would fetch it "
-                "from the host's own network. Put the file into the bundle, or fetch it with RUN."
-            )
+    for escape in _ESCAPES:
+        for number, words in instructions(text, escape):
+            if words[0] == "ADD" and any(_REMOTE.search(word) for word in words[1:]):
+                raise BuildFailed(
+                    f"{NAME}, line {number}: ADD of an address or a variable is refused, because the engine would "
+                    "fetch it from the host's own network. Put the file into the bundle, or fetch it with RUN."
+                )
     return text
 
 
-def instructions(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Each instruction as its line number and words, the first in upper case; what follows ONBUILD counts as one."""
+def instructions(text: str, escape: str) -> Iterator[tuple[int, list[str]]]:
+    """Each instruction as its line number and words, the first in upper case; what follows ONBUILD counts as one.
+
+    `escape` at the end of a line joins the next one to it.
+    """
     lines = text.lstrip("\ufeff").split("\n")
-    escape = next((found[1] for line in lines[:1] if (found := _ESCAPE.match(line.strip()))), "\\")
     whole, started = "", 0
     for number, raw in enumerate([*lines, ""], 1):
         line = raw.strip()
@@ -57,9 +60,7 @@ def instructions(text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _words(line: str) -> list[str]:
-    name, _, rest = line.strip().partition(" ")
-    name, tab, more = name.partition("\t")
-    rest = (more + " " + rest if tab else rest).strip()
+    name, rest = [*line.split(None, 1), "", ""][:2]
     if name.upper() == "ONBUILD":
         return _words(rest)
     return [name.upper(), *_arguments(rest)] if name else []

@@ -34,11 +34,12 @@ from headrace.drivers.engine_stream import events
 from headrace.drivers.guest import guest_image
 from headrace.drivers.images import Images, split_name
 from headrace.drivers.install import Lines, package_source
-from headrace.errors import BuildFailed
+from headrace.errors import BuildFailed, EngineUnavailable
 from headrace.runtimes import Runtime
 from headrace.settings import Settings
 from headrace.tasks import Tasks
 
+_AT_ONCE = 4
 _REGISTRY_ANSWERS_S = 20.0  # for the first word of a pull
 _STALLS_S = 120.0  # no progress of a pull for so long
 _LARGEST = 4 << 30  # bytes that one step writes, and of a built image
@@ -63,14 +64,14 @@ class GuestImages:
         self._images = images
         self._settings = settings
         self._notes = settings.home / "images"
-        self._tasks = Tasks()
+        self._free = asyncio.Semaphore(_AT_ONCE)
         self._used = f"headrace-image-{settings.home_tag}"
         self._unfinished = f"headrace-unfinished-{settings.home_tag}"
 
     async def make(self, spec: BuildSpec, on_line: Callable[[str], None]) -> None:
         """As `Driver.build`. The network exists already. Raises `BuildFailed`."""
         try:
-            async with asyncio.timeout(spec.timeout_s):
+            async with self._free, asyncio.timeout(spec.timeout_s):
                 name = await self._found(spec.image, on_line) if spec.image else await self._built(spec, on_line)
                 await self._keep(name, spec.out_dir, on_line)
         except TimeoutError:
@@ -80,9 +81,6 @@ class GuestImages:
 
     async def tidy(self) -> None:
         await self._engine.call("removing unused images", self._tidy)
-
-    async def close(self) -> None:
-        await self._tasks.aclose()
 
     # -- an image by name
 
@@ -195,9 +193,15 @@ class GuestImages:
                 return
             await asyncio.sleep(_MEASURE_S)
 
-    async def keep_unfinished(self, image: str) -> None:
-        """What a failed build has got done is its next attempt's."""
-        await self._engine.call("keeping a build", lambda client: self._tag(client, image, self._unfinished, image))
+    def keep_unfinished(self, image: str) -> None:
+        """What a build has got done that fails or is cut off is its next attempt's."""
+
+        async def keep() -> None:
+            with contextlib.suppress(EngineUnavailable):
+                work = "keeping what a build got done"
+                await self._engine.call(work, lambda client: self._tag(client, image, self._unfinished, image))
+
+        self._engine.keep(keep(), f"keep {image}")
 
     async def _keep(self, name: str, out_dir: Path, on_line: Callable[[str], None]) -> None:
         found = await self._inspect(name)
@@ -229,8 +233,10 @@ class GuestImages:
         for repository, kept_s in ((self._used, _UNUSED_S), (self._unfinished, _UNFINISHED_S)):
             for item in client.images(name=repository):
                 for name in item["RepoTags"] or []:
-                    tag = name.rpartition(":")[2]
-                    if not (self._settings.layer_dir(tag).is_dir() or _younger(self._notes / tag, kept_s)):
+                    ours, _, tag = name.rpartition(":")
+                    if ours == repository and not (
+                        self._settings.layer_dir(tag).is_dir() or _younger(self._notes / tag, kept_s)
+                    ):
                         with contextlib.suppress(NotFound, ImageNotFound, APIError):  # an instance of it is still there
                             client.remove_image(name)
                             (self._notes / tag).unlink(missing_ok=True)
@@ -272,15 +278,13 @@ class _Build:
                         return str(event["aux"]["ID"])
                     self._take(event)
         except TimeoutError:
-            if not self._pulling or asyncio.current_task().cancelling():  # type: ignore[union-attr]
-                raise
             raise BuildFailed(
                 f"an image that the {dockerfile.NAME} starts FROM is not in the engine, and its registry said nothing "
                 f"for {_REGISTRY_ANSWERS_S:g} s. Get it with `docker pull`, or start from a base image of Headrace."
             ) from None
-        except BuildFailed:
+        except BaseException:
             if self._done:
-                await self._images.keep_unfinished(self._done)
+                self._images.keep_unfinished(self._done)
             raise
         finally:
             await self._tasks.aclose()

@@ -91,9 +91,8 @@ class ImageApp(AsgiApp):
                 await self._http(scope, receive, send)
         except (BadAnswer, Unreachable):
             await asyncio.wait({self._guest.ended}, timeout=ENDS_S)
-            raise
-        finally:
             self._guest.take_output()
+            raise
 
     async def _http(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         first = await receive()
