@@ -11,6 +11,7 @@ import image
 import languages
 import many
 import moves
+import sockets
 import stream
 import warm
 from measure import Options, Report
@@ -27,4 +28,5 @@ SCENARIOS: dict[str, Callable[[Options], Report]] = {
     "stream": stream.run,
     "churn": churn.run,
     "runtimes": languages.run,
+    "sockets": sockets.run,
 }
