@@ -70,6 +70,8 @@ class Program:
                         task.cancel()
                     elif frame.type == wire.DRAIN:
                         return 0
+                    else:
+                        self.arrived(frame, writer)
                 for task in tasks.values():
                     if task.done() and not task.cancelled() and task.exception() is not None:
                         return 3
@@ -79,6 +81,9 @@ class Program:
             for task in tasks.values():
                 task.cancel()
             await asyncio.gather(*tasks.values(), return_exceptions=True)
+
+    def arrived(self, frame: wire.Frame, writer: asyncio.StreamWriter) -> None:
+        """Any other frame."""
 
     def _load(self, writer: asyncio.StreamWriter) -> None:
         if self.load_error is not None:
@@ -151,9 +156,16 @@ class Answer:
 class House:
     """The parts of a node that this kit wires. `records` are the rows noted, in the order of model.Invocation."""
 
-    def __init__(self, home: Path, prewarm: int = 0, switchboard: Switchboard | None = None, **config: Any) -> None:
+    def __init__(
+        self,
+        home: Path,
+        prewarm: int = 0,
+        switchboard: Switchboard | None = None,
+        program: Program | None = None,
+        **config: Any,
+    ) -> None:
         self.settings = Settings(home=home, prewarm=prewarm, instance_memory_mb=1024)
-        self.program = Program()
+        self.program = program or Program()
         self.engine = FakeEngine(self.program)
         self.driver = FakeDriver(self.engine)
         self.records: list[tuple[Any, ...]] = []
@@ -276,11 +288,17 @@ class House:
 
 @asynccontextmanager
 async def house(
-    home: Path, prewarm: int = 0, switchboard: Switchboard | None = None, **config: Any
+    home: Path,
+    prewarm: int = 0,
+    switchboard: Switchboard | None = None,
+    program: Program | None = None,
+    **config: Any,
 ) -> AsyncIterator[House]:
     """A house with its ticker running; at the end it is stopped and nothing may be left of it."""
     made = House(home, prewarm, switchboard, **config)
     made.fleet.start(iter(()))
+    made = House(home, prewarm, switchboard, program, **config)
+    made.fleet.start()
     ticking = asyncio.get_running_loop().create_task(_ticks(made.gateway))
     try:
         yield made

@@ -310,7 +310,7 @@ class Sockets:
             elif socket.leave_at > deadline:
                 socket.leave_at, leaving = deadline, True
         if leaving:
-            loop.call_at(deadline, self._expire, function_id)
+            loop.call_at(deadline, self._expire, function_id, deadline)
 
     def end_all(self, reason: str) -> None:
         """Close every socket: the node stops."""
@@ -318,11 +318,10 @@ class Sockets:
             for socket in tuple(room.sockets.values()):
                 socket.end(RESTART, reason)
 
-    def _expire(self, function_id: int) -> None:
+    def _expire(self, function_id: int, deadline: float) -> None:
         room = self._rooms.get(function_id)
-        now = asyncio.get_running_loop().time()
         for socket in tuple(room.sockets.values()) if room is not None else ():
-            if socket.leave_at <= now:
+            if socket.leave_at <= deadline:
                 socket.end(RESTART, "another version is live")
 
 
