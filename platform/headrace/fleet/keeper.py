@@ -49,6 +49,7 @@ class Keeper:
         self._wanted_ready: list[asyncio.Future[str]] = []
         self._history = History()
         self._seen_at = self._grown_at = asyncio.get_running_loop().time()
+        self._thawed_at = float("-inf")
         self._failures = 0
         self._retry_at = 0.0
         self._retired = False
@@ -227,7 +228,7 @@ class Keeper:
             for instance in left[: max(0, len(left) - scale.most)]:
                 self._drain(instance)
         for name, seconds in idle.items():
-            if seconds >= _FREEZE_S:
+            if seconds >= _FREEZE_S and now - self._thawed_at >= _FREEZE_S:  # or it would be thawed again at once
                 self._rest(self._instances[name])
         if len(idle) < len(left) or any(seconds < _FREEZE_S for seconds in idle.values()):
             return _LOOK_S
@@ -259,6 +260,7 @@ class Keeper:
                 await self._yard.thaw(instance)
                 instance.member.steps = {"thaw": (asyncio.get_running_loop().time() - began) * 1000}
                 self.pool.thaw(instance.member)
+                self._thawed_at = asyncio.get_running_loop().time()
         except errors.HeadraceError as error:
             logger.warning("instance %s could not be thawed and is replaced: %s", instance.id, error.detail)
             self._drain(instance)
