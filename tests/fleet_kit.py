@@ -295,10 +295,8 @@ async def house(
     **config: Any,
 ) -> AsyncIterator[House]:
     """A house with its ticker running; at the end it is stopped and nothing may be left of it."""
-    made = House(home, prewarm, switchboard, **config)
-    made.fleet.start(iter(()))
     made = House(home, prewarm, switchboard, program, **config)
-    made.fleet.start()
+    made.fleet.start(iter(()))
     ticking = asyncio.get_running_loop().create_task(_ticks(made.gateway))
     try:
         yield made

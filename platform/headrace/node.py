@@ -369,10 +369,14 @@ class Node:
             waiting.add(pool.waiting, **labels)
             instances.add(len(pool.members), **labels)
             throttled.add(pool.throttled, **labels)
+        sockets = Family("headrace_sockets", "gauge", "Open WebSockets.")
+        sockets.add(len(self._sockets), node=self.id)
         dropped = Family("headrace_records_dropped_total", "counter", "Records lost because they could not be written.")
         dropped.add(self._recorder.dropped_invocations, node=self.id, kind="invocation")
         dropped.add(self._recorder.dropped_lines, node=self.id, kind="line")
-        return {"text": render((in_flight, waiting, instances, throttled, dropped, *self._recorder.families()))}
+        return {
+            "text": render((in_flight, waiting, instances, throttled, sockets, dropped, *self._recorder.families()))
+        }
 
 
 def _published(target: Target | None) -> list[Version]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from stack import Headrace
+from stack import Headrace, example
 
 APP = """
 async def app(scope, receive, send):
@@ -111,3 +113,37 @@ def test_open_sockets_stay_with_their_version_when_another_is_published(platform
         with connect(f"{socket_url}/echo") as after:
             after.send("version")
             assert after.recv(timeout=10) == "two"
+
+
+def test_a_chat_of_a_plain_handler_holds_no_instance(platform: Headrace) -> None:
+    files, config = example("chat")
+    platform.deploy("chat", files, config)
+    url = platform.url("chat").replace("http://", "ws://")
+    with pytest.raises(InvalidStatus) as nameless:
+        connect(f"{url}?room=tea")
+    assert nameless.value.response.status_code == 400
+    with connect(f"{url}?room=tea&name=ann") as ann, connect(f"{url}?room=other&name=eve") as eve:
+        assert json.loads(ann.recv(timeout=10)) == {"from": "chat", "text": "ann is here"}
+        assert json.loads(eve.recv(timeout=10))["text"] == "eve is here"
+        platform.until(lambda: platform.ask("GET", "/functions/chat")["instances"], '"in_flight": 0')
+        with connect(f"{url}?room=tea&name=bob") as bob:
+            assert json.loads(ann.recv(timeout=10)) == json.loads(bob.recv(timeout=10))
+            bob.send("no json")
+            assert "error" in json.loads(bob.recv(timeout=10))
+            bob.send('{"room": "tea", "from": "bob", "text": "grüß dich"}')
+            for socket in (ann, bob):
+                assert json.loads(socket.recv(timeout=10)) == {"from": "bob", "text": "grüß dich"}
+            bob.send('{"room": "tea", "from": "bob", "text": "/bye"}')
+            with pytest.raises(ConnectionClosed) as closed:
+                bob.recv(timeout=10)
+            assert closed.value.rcvd is not None
+            assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1000, "bye")
+        assert httpx.post(f"{platform.url('chat')}?room=tea", content="news").status_code == 202
+        assert json.loads(ann.recv(timeout=10)) == {"from": "outside", "text": "news"}
+        platform.ask("DELETE", "/functions/chat")
+        with pytest.raises(ConnectionClosed) as deleted:
+            ann.recv(timeout=10)
+        assert deleted.value.rcvd is not None
+        assert deleted.value.rcvd.code == 1012
+        with pytest.raises(ConnectionClosed):
+            eve.recv(timeout=10)  # nothing of the other room came here

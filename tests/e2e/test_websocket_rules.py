@@ -1,9 +1,10 @@
 """RFC 6455 through the gateway, frame by frame: what the Autobahn fuzzing client asks of a server.
 
-(Autobahn's suite itself needs Python 2.) Each case opens a socket by hand, sends bytes and sees the frames that come
-back until the connection ends, to an application and to a plain handler that both echo. The codes of a close differ
-from Autobahn's in two places, because the server (tokio-tungstenite under Granian) ends a socket whose client broke a
-rule without saying which rule: invalid UTF-8 should be 1007 and a frame over its limit 1009, and both are 1002 here.
+(The client itself needs Python 2; run by hand, no case of its sections 1 to 7, 9 and 10 fails.) Each case opens a
+socket by hand, sends bytes and sees the frames that come back until the connection ends, to an application and to a
+plain handler that both echo. The codes of a close differ from Autobahn's in two places, because the server
+(tokio-tungstenite under Granian) ends a socket whose client broke a rule without saying which rule: invalid UTF-8
+should be 1007 and a frame over its limit 1009, and both are 1002 here.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ Failures are problem JSON (RFC 9457): `code` is for programs, `fault` says who c
 `next`, the cursor of the page that follows, null at the end. Times are RFC 3339 in UTC.
 
 Functions are called at another port: `ANY /fn/<name>[@<version or alias>][/<path>]`, with `<name>.<namespace>` \
-outside `default`."""
+outside `default`; WebSockets at the same URLs."""
 _TAGS = {
     "functions": "Names with settings. A function exists from its first upload, or from the moment it is put here.",
     "versions": "Immutable code and config under a number. Upload, wait for `ready`, publish.",

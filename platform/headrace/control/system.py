@@ -36,6 +36,7 @@ _EXAMPLE: JsonDict = {
             "serving": True,
             "functions": 1,
             "in_flight": 0,
+            "sockets": 0,
             "dropped_invocations": 0,
             "dropped_lines": 0,
             "waiting": 1,
@@ -123,6 +124,7 @@ class NodeOut(BaseModel):
     serving: bool = Field(description="Does it take calls? Not while it starts, not while it stops.")
     functions: int = Field(description="Functions it has routes for.")
     in_flight: int = Field(description="Calls running now.")
+    sockets: int = Field(0, description="Open WebSockets.")
     dropped_invocations: int = Field(description="Records lost because they could not be written.")
     dropped_lines: int = Field(description="Log lines lost because they could not be written.")
     waiting: int = Field(description="Generic instances that wait for a version.")
