@@ -204,6 +204,25 @@ async def test_a_wrong_command_fails_its_call(tmp_path: Path, line: str, told: s
         assert answer.error is not None and told in answer.error["message"]
 
 
+async def test_programs_that_never_stop_writing_hold_nobody_up(tmp_path: Path) -> None:
+    source = """
+    case $PATH_INFO in
+      /log) exec yes >&2 ;;
+      /notes) printf x && sleep 0.1 && exec yes x-a: b >&4 ;;
+      /behind) yes & printf behind ;;
+      *) printf ok ;;
+    esac
+    """
+    async with loaded_shell(tmp_path, source) as shim:
+        endless = [shim.link.call(path) for path in ("/log", "/notes")]
+        assert b"behind" in (await shim.call("/behind")).body
+        assert (await shim.call("/")).body == b"ok"
+        for stream in endless:
+            stream.send(wire.CANCEL, {"why": "timeout"})
+        shim.link.send(wire.DRAIN)  # ends when both have
+        assert (await shim.exited())[0] == 0
+
+
 async def test_a_lost_node_finds_its_instance_again(tmp_path: Path) -> None:
     source = f"until [ -e {tmp_path}/go ]; do sleep 0.01; done; touch {tmp_path}/ended; echo late"
     async with loaded_shell(tmp_path, source) as shim:

@@ -23,6 +23,7 @@ use constant {
     GRACE_S       => 2,           # between the two signals to a program whose caller is gone
     GRANT         => 64 << 10,    # consumed bytes worth a WINDOW frame
     READ          => 64 << 10,
+    AT_ONCE       => 16,          # reads in a row: a program that never stops writing must not hold up the others
     LONGEST_WHOLE => 8 << 20,     # bytes of what is kept until it is whole
 };
 
@@ -112,6 +113,12 @@ sub leave { my ($self) = @_; $self->{gone} = 1; $self->{output} = '' }
 sub cancel {
     my ($self) = @_;
     $self->leave;
+    $self->_end;
+}
+
+sub _end {
+    my ($self) = @_;
+    return if defined $self->{exit};    # its number may be another's by now
     kill 'TERM', -$self->{pid};
     $self->{kill_at} = Clock::monotonic() + GRACE_S;
 }
@@ -151,7 +158,7 @@ sub step {
     $self->_read_log($ended);
     $self->_read_notes;
     $self->_read_output($ended);
-    if (defined $self->{kill_at} && Clock::monotonic() >= $self->{kill_at}) {
+    if (!$ended && defined $self->{kill_at} && Clock::monotonic() >= $self->{kill_at}) {
         kill 'KILL', -$self->{pid};
         delete $self->{kill_at};
     }
@@ -174,30 +181,32 @@ sub _read {
 
 sub _read_log {
     my ($self, $ended) = @_;
-    while (($ended || !$self->{link}->full) && defined(my $data = $self->_read('err'))) { $self->{log}->take($data) }
+    for (1 .. AT_ONCE) {
+        return if $self->{link}->full && !$ended;
+        $self->{log}->take($self->_read('err') // return);
+    }
 }
 
 sub _read_notes {
     my ($self) = @_;
-    while (defined(my $data = $self->_read('notes'))) {
-        $self->{notes} .= $data if !$self->_dropping;
+    for (1 .. AT_ONCE) {
+        my $data = $self->_read('notes') // return;
+        $self->{notes} .= $data if !$self->_dropping && !$self->{opened};
         $self->_break('what was written to descriptor 4 takes more than ' . LONGEST_WHOLE . ' bytes')
-            if length $self->{notes} > LONGEST_WHOLE;
+            if length $self->{notes} > LONGEST_WHOLE && !$self->_dropping;
     }
 }
 
 sub _read_output {
     my ($self, $ended) = @_;
-    while ($self->_dropping || length $self->{output} <= READ || $ended) {
-        my $data = $self->_read('out');
-        if (!defined $data) {
-            $self->_close('out') if $ended;    # whoever still holds the other end was left behind
-            return;
-        }
+    for (1 .. AT_ONCE) {
+        return if !($self->_dropping || length $self->{output} <= READ || $ended);
+        my $data = $self->_read('out') // last;
         next if $self->_dropping;
         $self->{output} .= $data;
         $self->{open_at} //= Clock::monotonic() + MOMENT_S if !$self->{opened};
     }
+    $self->_close('out') if $ended;    # whoever still writes was left behind
 }
 
 # -- the answer
@@ -261,9 +270,8 @@ sub _head {
 sub _break {
     my ($self, $why) = @_;
     chomp($self->{broken} = $why);
-    kill 'TERM', -$self->{pid};
-    $self->{kill_at} = Clock::monotonic() + GRACE_S;
     $self->{output} = '';
+    $self->_end;
 }
 
 # The program has ended and all that it said was read; true when all of it is sent.

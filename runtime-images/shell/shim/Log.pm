@@ -26,6 +26,7 @@ sub new {
 # Take what was written, cut anywhere.
 sub take {
     my ($self, $data) = @_;
+    return $self->_remember($data) if $self->{cut};
     $self->{partial} .= $data;
     my $end = 1 + rindex $self->{partial}, "\n";
     $end = length $self->{partial} if length($self->{partial}) - $end > LINE;
@@ -49,21 +50,25 @@ sub last_words {
 
 sub _emit {
     my ($self, $text) = @_;
+    $text =~ s/\n\z//;
+    return $self->_send('ERROR', $text) if $text !~ /^<[0-7]>/m;
     my ($level, @lines);
     for my $line (split /\n/, $text, -1) {
         my $own = $line =~ s/\A<([0-7])>// ? $LEVELS[$1] : 'ERROR';
-        $self->_send($level, splice @lines) if @lines && $own ne $level;
+        $self->_send($level, join "\n", splice @lines) if @lines && $own ne $level;
         $level = $own;
         push @lines, $line;
     }
-    pop @lines if @lines && $text =~ /\n\z/;
-    $self->_send($level, @lines) if @lines;
+    $self->_send($level, join "\n", @lines);
 }
 
+# The end of it all says why a call fails.
+sub _remember { my ($self, $text) = @_; $self->{tail} = substr $self->{tail} . $text, -TAIL() }
+
 sub _send {
-    my ($self, $level, @lines) = @_;
-    my $text = join "\n", map { Text::encoded(Text::decoded($_)) } @lines;
-    $self->{tail} = substr "$self->{tail}$text\n", -TAIL();
+    my ($self, $level, $text) = @_;
+    $text = Text::encoded(Text::decoded($text)) if !Text::is_utf8($text);
+    $self->_remember("$text\n");
     return if $self->{cut};
     if (length $text >= $self->{left}) {
         $text = Text::shortened($text, $self->{left}) . "\n$CUT";
