@@ -252,6 +252,8 @@ async def test_what_is_packed_is_what_the_platform_takes(tmp_path: Path) -> None
         (["handler.py", "handler.js", "package.json"], "", "node"),
         (["main.js", "package.json"], "", "node"),  # its handler is elsewhere, which the answer will say
         (["readme.txt"], "", None),
+        (["Dockerfile", "main.go"], "", "image"),
+        (["Dockerfile", "handler.py"], "", None),
     ],
 )
 def test_the_runtime_is_the_one_that_the_code_is_written_for(
