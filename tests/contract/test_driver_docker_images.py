@@ -54,13 +54,13 @@ def spec(kit: Kit, lines: str, **changes: Any) -> BuildSpec:
 
 
 async def test_an_image_is_described_kept_and_removed(kit: Kit, driver: Driver, engine: Any) -> None:
-    asked = spec(kit, 'ENV A=1 B=x=y\nWORKDIR /srv\nVOLUME /data\nUSER 1000\nENTRYPOINT ["serve"]\nCMD ["--all"]\n')
+    asked = spec(kit, 'ENV A=1 B=x=y\nWORKDIR /srv\nVOLUME /data\nUSER games\nENTRYPOINT ["serve"]\nCMD ["--all"]\n')
     (asked.code_dir / "secret").write_text("left out")
     (asked.code_dir / ".dockerignore").write_text("secret\n")
     lines: list[str] = []
     await driver.build(asked, lines.append)
     image = GuestImage.read(asked.out_dir)
-    assert (image.command, image.user, image.workdir, image.volumes) == (["serve", "--all"], "1000", "/srv", ["/data"])
+    assert (image.command, image.user, image.workdir, image.volumes) == (["serve", "--all"], "5:60", "/srv", ["/data"])
     assert image.env["A"] == "1" and image.env["B"] == "x=y"
     assert any(line.startswith("Step 2/") for line in lines)
     layer = layer_of(asked.out_dir)

@@ -39,6 +39,8 @@ async def answer(reader, writer, target, headers):
     if path == "/env":
         body = os.environ.get("SECRET", "").encode()
     elif path == "/user":
+        with open("/data/mark", "w") as mark:  # a volume can be written
+            mark.write("x")
         body = str(os.getuid()).encode()
     elif path == "/lookup":
         body = b"reached" if reaches(target.partition("?")[2]) else b"unreachable"

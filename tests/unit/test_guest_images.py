@@ -19,6 +19,8 @@ from headrace.fleet.yard import load_header
 from headrace.model import VersionConfig, VersionState
 from release_kit import kit
 
+PASSWD = "root:x:0:0::/:/bin/sh\nboss:x:0:0::/:/bin/sh\napp:x:1000:50::/home/app:/bin/sh\nodd line\n"
+GROUP = "root:x:0:\nstaff:x:7:app\n"
 INSPECTED: dict[str, Any] = {
     "Id": "sha256:1",
     "Os": "linux",
@@ -37,23 +39,39 @@ def inspected(**config: Any) -> dict[str, Any]:
 
 
 def test_an_image_is_what_its_inspection_says(tmp_path: Path) -> None:
-    image = guest_image(inspected(Volumes={"/v": {}}))
-    assert image == GuestImage("sha256:1", ["/e", "c"], {"A": "b=c", "EMPTY": ""}, "app", "/w", ["/v"])
+    image = guest_image(inspected(Volumes={"/v": {}}), PASSWD, GROUP)
+    assert image == GuestImage("sha256:1", ["/e", "c"], {"A": "b=c", "EMPTY": ""}, "1000:50", "/w", ["/v"])
     layer = image.write(tmp_path)
     assert GuestImage.read(tmp_path) == image
-    assert guest_image(inspected(Cmd=["d"])).write(tmp_path) != layer
+    assert guest_image(inspected(Cmd=["d"]), PASSWD).write(tmp_path) != layer
 
 
-@pytest.mark.parametrize("user", ["", "root", "0", "0:0", "root:app"])
+@pytest.mark.parametrize(
+    ("user", "numbers"),
+    [("app:staff", "1000:7"), ("1000", "1000:50"), ("4711", "4711:0"), ("4711:8", "4711:8"), ("app:0", "1000:0")],
+)
+def test_users_are_numbers(user: str, numbers: str) -> None:
+    assert guest_image(inspected(User=user), PASSWD, GROUP).user == numbers
+
+
+@pytest.mark.parametrize("user", ["nobody-here", "app:none", "4711:none", "-1", "99999999999", "app:99999999999"])
+def test_users_that_are_nobody_are_refused(user: str) -> None:
+    with pytest.raises(BuildFailed, match="USER"):
+        guest_image(inspected(User=user), PASSWD, GROUP)
+
+
+@pytest.mark.parametrize("user", ["", "root", "0", "0:0", "root:staff", "boss", "00"])
 def test_root_becomes_the_sandboxs_own_user(user: str, tmp_path: Path) -> None:
-    image = guest_image(inspected(User=user, Volumes={"/data": {}, "/tmp": {}}))
+    image = guest_image(inspected(User=user, Volumes={"/data": {}, "/tmp": {}}), PASSWD, GROUP)
     spec = InstanceSpec("a1", "image", 128, 1.0, "none", tmp_path, tmp_path, None, tmp_path)
     config = sandbox.guest_config(spec, image, runtimes.get("image").shim.command, "home", tmp_path / "carried")
     assert config["User"] == "65532:65532" and config["HostConfig"]["NetworkMode"] == "none"
     assert config["Entrypoint"][0] == "/carried/loader" and config["Image"] == "sha256:1"
     mounts = {mount["Target"]: mount for mount in config["HostConfig"]["Mounts"]}
-    assert mounts["/data"]["Type"] == "tmpfs" and mounts["/data"]["TmpfsOptions"]["SizeBytes"] == 32 << 20
-    assert mounts["/carried"]["ReadOnly"] and "/tmp" not in mounts
+    assert mounts["/carried"]["ReadOnly"] and mounts.keys() == {"/run/headrace", "/shim", "/layer", "/carried"}
+    tmpfs = config["HostConfig"]["Tmpfs"]
+    assert tmpfs.keys() == {"/tmp", "/data"} and "mode=1777" in tmpfs["/tmp"]
+    assert "size=32m" in tmpfs["/data"] and "uid=65532,gid=65532" in tmpfs["/data"]
     assert config["HostConfig"]["ReadonlyRootfs"] and config["HostConfig"]["CapDrop"] == ["ALL"]
     assert "A=b=c" not in config["Env"]  # the image's own is given to its program alone
 
@@ -164,7 +182,7 @@ def test_a_folder_is_deployed_as_it_is_meant(tmp_path: Path) -> None:
 async def test_a_version_is_pinned_to_its_image(tmp_path: Path) -> None:
     async def pin(spec: BuildSpec, say: Callable[[str], None]) -> None:
         say(f"asked for {spec.image}")
-        guest_image(inspected()).write(spec.out_dir)
+        guest_image(inspected(), PASSWD).write(spec.out_dir)
 
     async with kit(tmp_path / "home") as world:
         node = await world.node()

@@ -16,13 +16,13 @@ from typing import Any
 from headrace.errors import BuildFailed
 
 FILE = "image.json"
-_ROOT = {"", "0", "root"}
+_LARGEST_ID = 2**31 - 1
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 @dataclass(frozen=True, slots=True)
 class GuestImage:
-    """`command` is ENTRYPOINT and CMD in one; `user` empty: the image names none, or root."""
+    """`command` is ENTRYPOINT and CMD in one; `user` is `uid:gid`, empty when the image names none, or root."""
 
     id: str
     command: list[str]
@@ -48,8 +48,11 @@ def layer_of(directory: Path) -> str:
     return hashlib.sha256((directory / FILE).read_bytes()).hexdigest()
 
 
-def guest_image(found: dict[str, Any]) -> GuestImage:
-    """From what the engine's inspection says. Raises `BuildFailed` for an image that can't run here."""
+def guest_image(found: dict[str, Any], passwd: str = "", group: str = "") -> GuestImage:
+    """From what the engine's inspection says, and the image's own `/etc/passwd` and `/etc/group`.
+
+    Raises `BuildFailed` for an image that can't run here.
+    """
     machine = _MACHINES.get(platform.machine(), platform.machine())
     if found["Os"] != "linux" or found["Architecture"] != machine:
         raise BuildFailed(
@@ -60,13 +63,46 @@ def guest_image(found: dict[str, Any]) -> GuestImage:
     command = [*(config.get("Entrypoint") or []), *(config.get("Cmd") or [])]
     if not command:
         raise BuildFailed("the image has neither ENTRYPOINT nor CMD: say in its Dockerfile what it runs.")
-    user = config.get("User") or ""
     pairs = (line.partition("=") for line in config.get("Env") or [])
     return GuestImage(
         id=found["Id"],
         command=command,
         env={name: value for name, _, value in pairs},
-        user="" if user.partition(":")[0] in _ROOT else user,
+        user=_user(config.get("User") or "", passwd, group),
         workdir=config.get("WorkingDir") or "/",
         volumes=sorted(config.get("Volumes") or {}),
     )
+
+
+def _user(name: str, passwd: str, group: str) -> str:
+    """USER as numbers, found as the engine finds them; empty for none and for root, whatever its name is."""
+    wanted, _, wanted_group = name.partition(":")
+    if not wanted:
+        return ""
+    entry = _entry(passwd, wanted, 4)
+    if entry is not None:
+        uid, gid = _number(entry[2]), _number(entry[3])
+    elif (uid := _number(wanted)) is not None:
+        gid = 0
+    else:
+        raise BuildFailed(
+            f"USER {name[:80]!r} is not in the image's /etc/passwd: add it there, or name it by its number."
+        )
+    if wanted_group:
+        found = _entry(group, wanted_group, 3)
+        gid = _number(found[2] if found is not None else wanted_group)
+    if uid is None or gid is None:
+        raise BuildFailed(
+            f"USER {name[:80]!r}: its group is not in the image's /etc/group, or a number is out of range."
+        )
+    return f"{uid}:{gid}" if uid else ""
+
+
+def _entry(table: str, wanted: str, fields: int) -> list[str] | None:
+    """The line of a passwd or group file with this name or number."""
+    lines = (line.split(":") for line in table.splitlines())
+    return next((line for line in lines if len(line) >= fields and wanted in (line[0], line[2])), None)
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdecimal() and int(text) <= _LARGEST_ID else None

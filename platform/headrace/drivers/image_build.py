@@ -13,8 +13,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import io
+import itertools
 import json
+import os
 import re
+import secrets
+import tarfile
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -27,13 +32,14 @@ from docker import APIClient
 from docker.errors import APIError, ImageNotFound, NotFound
 
 from headrace import runtimes
-from headrace.drivers import dockerfile, sandbox
+from headrace.drivers import containers, dockerfile, sandbox
 from headrace.drivers.base import BuildSpec
 from headrace.drivers.engine import Engine
 from headrace.drivers.engine_stream import events
 from headrace.drivers.guest import guest_image
 from headrace.drivers.images import Images, split_name
 from headrace.drivers.install import Lines, package_source
+from headrace.drivers.procfs import process_tag
 from headrace.errors import BuildFailed, EngineUnavailable
 from headrace.runtimes import Runtime
 from headrace.settings import Settings
@@ -52,6 +58,7 @@ _STEP = re.compile(r"^Step \d+/\d+ : (?P<what>\w+)")
 _RUNNING = re.compile(r"^ ---> Running in (?P<id>[0-9a-f]{12,64})")
 _DONE = re.compile(r"^ ---> (?P<id>[0-9a-f]{12,64})$")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_MOST_PIECES = 4  # of two MiB, of a file that is read out of an image
 _CA_PLACE = "/etc/ssl/certs/ca-certificates.crt"
 _WORDY = re.compile(r"^(Removing intermediate container|Successfully built|\[Warning\] One or more build-args)")
 
@@ -207,7 +214,11 @@ class GuestImages:
         found = await self._inspect(name)
         if found is None:
             raise BuildFailed(f"the image {name} was removed from the engine while it was looked at: deploy again.")
-        image = guest_image(found)
+        config = found["Config"] or {}
+        tables = ["", ""]
+        if config.get("User"):
+            tables = await self._engine.call("reading the users of an image", lambda client: self._users(client, found))
+        image = guest_image(found, *tables)
         if not image.user:
             on_line(
                 f"The image names no unprivileged USER: its program runs as user {sandbox.SANDBOX_USER}, in a root "
@@ -223,6 +234,17 @@ class GuestImages:
         self, path: str, params: dict[str, str], body: Path | None = None
     ) -> AsyncGenerator[dict[str, Any], None]:
         return events(self._settings.engine_socket, path, params, body)
+
+    def _users(self, client: APIClient, found: dict[str, Any]) -> list[str]:
+        """`/etc/passwd` and `/etc/group` of an image, out of a container that never runs."""
+        name = sandbox.build_name(self._settings.home_tag, f"users-{secrets.token_hex(8)}")
+        labels = sandbox.build_labels(self._settings.home_tag, process_tag(os.getpid()))
+        try:
+            config = {"Image": found["Id"], "Entrypoint": ["/nothing"], "Labels": labels, "HostConfig": {}}
+            client.create_container_from_config(config, name)
+            return [_text_file(client, name, path) for path in ("/etc/passwd", "/etc/group")]
+        finally:
+            containers.remove(client, name)
 
     def _tag(self, client: APIClient, image: str, repository: str, tag: str) -> None:
         self._notes.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -360,6 +382,18 @@ def _inspect(client: APIClient, name: str) -> dict[str, Any] | None:
     except ImageNotFound:
         return None
     return found
+
+
+def _text_file(client: APIClient, container: str, path: str) -> str:
+    """A small file of a container; empty when it is not there, is too large, or is no file."""
+    try:
+        pieces, _ = client.get_archive(container, path)
+        packed = b"".join(itertools.islice(pieces, _MOST_PIECES))
+        with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+            file = archive.extractfile(archive.getmembers()[0])
+            return file.read().decode("utf-8", "replace") if file is not None else ""
+    except (NotFound, tarfile.TarError, KeyError, IndexError):
+        return ""
 
 
 def _limit(client: APIClient, container: str) -> None:

@@ -48,6 +48,11 @@ def build_name(home_tag: str, id: str) -> str:
     return f"headrace-{home_tag}-build-{id}"
 
 
+def build_labels(home_tag: str, owner: str) -> dict[str, str]:
+    """Of a container that a process needs for a while; `owner` is that process."""
+    return {LABEL_HOME: home_tag, LABEL_ROLE: ROLE_BUILD, LABEL_OWNER: owner}
+
+
 def own_labels_removed(labels: dict[str, str] | None) -> dict[str, str]:
     """The labels that the spec gave."""
     return {name: value for name, value in (labels or {}).items() if name not in _OWN_LABELS}
@@ -101,14 +106,13 @@ def guest_config(
     for its own program; the loader of what is carried must not follow it.
     """
     config = instance_config(spec, image.id, command, home_tag, user=image.user, carried=CARRIED)
-    size = min(_TMP_MB, spec.memory_mb // 4) * _MIB
-    options = {"SizeBytes": size, "Mode": 0o1777}
-    volumes = [
-        {"Type": "tmpfs", "Target": path, "TmpfsOptions": options}
-        for path in image.volumes
-        if path.rstrip("/") not in _RESERVED
-    ]
-    config["HostConfig"]["Mounts"] += [_mount(carried, CARRIED), *volumes]
+    uid, _, gid = config["User"].partition(":")
+    options = (
+        f"rw,exec,nosuid,nodev,size={min(_TMP_MB, spec.memory_mb // 4)}m,nr_inodes={_TMP_FILES},uid={uid},gid={gid}"
+    )
+    volumes = [path for path in image.volumes if path.rstrip("/") not in _RESERVED]
+    config["HostConfig"]["Tmpfs"] |= dict.fromkeys(volumes, options)
+    config["HostConfig"]["Mounts"].append(_mount(carried, CARRIED))
     config["Env"] += ["LD_PRELOAD=", "LD_LIBRARY_PATH="]
     return config
 
@@ -119,7 +123,7 @@ def pack_config(
     """The body of the engine's create request for packing programs of `image`: like a build, without any network."""
     mounts = [_mount(source, "/runtime"), _mount(out_dir, OUT, writable=True)]
     host = _host_config(_PACK_MB, _PACK_MB // 2, _BUILD_PROCESSES, mounts) | {"NetworkMode": "none"}
-    labels = {LABEL_HOME: home_tag, LABEL_ROLE: ROLE_BUILD, LABEL_OWNER: owner}
+    labels = build_labels(home_tag, owner)
     return _config(
         image, filled(pack, {"out": OUT, "runtime": "/runtime"}), env={}, labels=labels, user=build_user(), host=host
     )
@@ -145,7 +149,7 @@ def build_config(
         "NetworkMode": EGRESS_NETWORK,
     }
     host["Ulimits"].append({"Name": "fsize", "Soft": LARGEST_RESULT, "Hard": LARGEST_RESULT})
-    labels = {LABEL_HOME: home_tag, LABEL_ROLE: ROLE_BUILD, LABEL_OWNER: owner}
+    labels = build_labels(home_tag, owner)
     return _config(image, command, env=env, labels=labels, user=build_user(), host=host) | {"WorkingDir": "/function"}
 
 
