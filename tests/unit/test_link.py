@@ -95,7 +95,7 @@ async def test_a_streamed_answer_is_granted_as_it_is_read() -> None:
     for _ in range(3):
         await anext(reader)
     granted = [wire.loads(f.header)["n"] for f in await w.heard() if f.type == wire.WINDOW]
-    assert granted == [wire.CHUNK, wire.CHUNK], "what was handed on and asked beyond, no more"
+    assert sum(granted) == 2 * wire.CHUNK, "what was handed on and asked beyond, no more"
     w.say(wire.END, stream.id)
     assert [frame.body async for frame in reader] == [piece]
 

@@ -19,13 +19,14 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from pathlib import Path
+from socket import SO_SNDBUF, SOL_SOCKET
 from typing import Any, cast
 
 import orjson
 
 from headrace import errors, wire
 
-_GRANT = wire.WINDOW_SIZE // 8  # consumed bytes are granted back in pieces of at least this
+_GRANT = wire.WINDOW_SIZE // 2  # consumed bytes are granted back in pieces of at least this
 _APART = 16 << 10  # bytes of a body that cost less as an entry of their own than as a copy
 _MANY_FRAMES = 1_000  # frames of one stream that wait for its reader
 _MOST_MESSAGES = 10_000
@@ -262,6 +263,9 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.WriteTransport, transport)
+        connection = transport.get_extra_info("socket")
+        if connection is not None:
+            connection.setsockopt(SOL_SOCKET, SO_SNDBUF, wire.WINDOW_SIZE)  # the system gives what it allows
         if self._closed:
             self._transport.abort()
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .link import Link
 
 LOG_LIMIT = 256 << 10  # bytes of log text of one call
-GRANT = 128 << 10  # consumed bytes worth a WINDOW frame
+GRANT = wire.WINDOW_SIZE // 2  # consumed bytes worth a WINDOW frame
 
 
 class Gone(OSError):

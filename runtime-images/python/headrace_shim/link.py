@@ -293,6 +293,7 @@ def _after(parts: list[bytes | bytearray | memoryview], sent: int) -> list[bytes
 def dial(path: str) -> Link | None:
     """A connection to the node that listens at `path`; None when nobody does, or not yet."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, wire.WINDOW_SIZE)  # the system gives what it allows
     sock.setblocking(False)  # a full backlog would block
     try:
         sock.connect(path)
