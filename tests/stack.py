@@ -165,6 +165,11 @@ class Headrace:
                 return int(line.split()[1]) / 1024
         raise Failure(f"the {role} process does not run.")
 
+    def cpu_s(self, role: str) -> float:
+        """Processor time that the process `role` has taken, seconds."""
+        fields = Path(f"/proc/{self._pid(role)}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     @property
     def token(self) -> str:
         return (self.home / "admin-token").read_text().strip()

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import httpx
 import uvloop
-from measure import Options, Report, Unavailable, interleaved, middle, quantile, ratio
+from measure import Options, Report, Unavailable, interleaved, middle, quantile, ratio, wrk
 
 from stack import Headrace, example, headrace
 
@@ -54,6 +54,9 @@ def run(options: Options) -> Report:
             for called in (1, CALLED)
         }
         loads = interleaved(subjects, _ROUNDS, _CONNECTIONS, min(options.seconds, _SLICE_S), options.say)
+        for called in (1, CALLED):
+            cost = _cpu_us(many, subjects[FUNCTIONS, called])
+            report.notes.append(f"a call takes {cost:.0f} us of the node's processor with {called} called")
     one = loads[CALLED, 1]
     for (functions, called), found in loads.items():
         failed = sum(load.failed for load in found)
@@ -76,6 +79,17 @@ def _warmed(platform: Headrace, called: int) -> list[str]:
     for url in urls:
         httpx.get(url, timeout=60).raise_for_status()
     return urls
+
+
+def _cpu_us(platform: Headrace, urls: str | list[str]) -> float:
+    """What one call costs the node, microseconds.
+
+    With one function called, the node writes to an instance and reads from it once for several calls; with a hundred
+    it does so for each, and each wakes another process: that is most of the difference, whatever is registered.
+    """
+    before = platform.cpu_s("node")
+    load = wrk(urls, _CONNECTIONS, _SLICE_S)
+    return (platform.cpu_s("node") - before) / (load.rps * _SLICE_S) * 1e6
 
 
 def _restarted_mb(platform: Headrace, fill: int) -> float:

@@ -10,6 +10,7 @@ import builtins
 import json
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
+from hashlib import blake2b
 from sys import intern
 from typing import Any
 from weakref import WeakValueDictionary
@@ -34,16 +35,21 @@ _CHUNK = 500  # functions whose targets are read at once
 
 
 class _Configs:
-    """Equal configs are one object for as long as somebody holds it: most versions differ from others in their code."""
+    """Equal configs are one object for as long as somebody holds it: most versions differ from others in their code.
+
+    Those that differ share the set of their fields' names, which takes more memory than the rest of one.
+    """
 
     def __init__(self) -> None:
-        self._known: WeakValueDictionary[str, VersionConfig] = WeakValueDictionary()
+        self._known: WeakValueDictionary[bytes, VersionConfig] = WeakValueDictionary()
+        self._fields = set(VersionConfig.model_fields)
 
     def validate(self, stored: Mapping[str, Any]) -> VersionConfig:
-        key = json.dumps(stored, sort_keys=True)
+        key = blake2b(json.dumps(stored, sort_keys=True).encode(), digest_size=16).digest()
         config = self._known.get(key)
         if config is None:
-            config = self._known[key] = VersionConfig.model_validate(stored)
+            valid = VersionConfig.model_validate(stored)
+            config = self._known[key] = VersionConfig.model_construct(self._fields, **dict(valid))
         return config
 
 
@@ -147,7 +153,7 @@ class Functions:
         traffic: defaultdict[int, dict[str, dict[int, int]]] = defaultdict(dict)
         for row in await connection.execute(aliases):
             if row.traffic:
-                traffic[row.function_id][_shared(row.name)] = make_traffic(row.traffic)
+                traffic[row.function_id][row.name] = make_traffic(row.traffic)
         ready: defaultdict[int, dict[int, Version]] = defaultdict(dict)
         for row in await connection.execute(versions):
             ready[row.function_id][row.number] = make_version(row, self._configs.validate(row.config))
@@ -217,7 +223,7 @@ def make_function(row: Row[Any]) -> Function:
     return Function(
         row.id,
         _shared(row.namespace),
-        _shared(row.name),
+        row.name,
         row.description,
         _shared(row.access),
         _shared(row.balancing),
@@ -240,12 +246,12 @@ def make_version(row: Row[Any], config: VersionConfig | None = None) -> Version:
         row.id,
         row.function_id,
         _shared(row.namespace),
-        _shared(row.function),
+        row.function,
         row.number,
         VersionState(row.state),
         row.reason,
-        _shared(row.digest),
-        row.layer and _shared(row.layer),
+        row.digest,
+        row.layer,
         config or VersionConfig.model_validate(row.config),
         row.size_bytes,
         row.created_at,
