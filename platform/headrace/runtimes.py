@@ -71,6 +71,8 @@ class Dependencies(_Part):
 
     file: str  # asks for packages
     locks: tuple[str, ...] = ()  # say exactly which
+    unlocked: str = ""  # what to do where there is none of these
+    inputs: tuple[str, ...] = ()  # other files that the result depends on
     asks: str  # found in `file` when there is anything to install
     local: str  # found in `file` when the result depends on other files of the bundle, too
     install: Command

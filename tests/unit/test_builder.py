@@ -113,6 +113,18 @@ async def test_node_bundles_have_no_python_dependencies(world: Kit) -> None:
     assert not world.installs()
 
 
+async def test_the_log_says_when_nothing_says_exactly_which_versions(world: Kit) -> None:
+    await world.node()
+    config = VersionConfig(runtime="node")
+    files = {"handler.js": "", "package.json": '{"dependencies": {"a": "1"}}'}
+    for number, more in enumerate(({}, {"package-lock.json": "{}"}), 1):
+        stored = await world.bundles.from_files(files | more, config)
+        version, _ = await world.releases.submit("default", "js", stored, config)
+        await world.build()
+        assert ("another installation may get other versions" in await world.log(version)) == (number == 1)
+    assert len(world.installs()) == 2
+
+
 async def test_a_failed_install_fails_the_version_and_leaves_nothing(world: Kit) -> None:
     async def failing(spec: BuildSpec, say: Say) -> None:
         (spec.out_dir / "half").mkdir()

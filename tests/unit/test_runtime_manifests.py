@@ -12,6 +12,7 @@ import pytest
 import headrace
 from headrace import runtimes
 from headrace.errors import Invalid, SettingsError
+from headrace.fleet.yard import assemble_shim
 from headrace.model import DEFAULT_RUNTIME, VersionConfig
 from headrace.releases import dependencies
 from headrace.settings import Settings, load
@@ -112,6 +113,16 @@ def test_a_layer_is_as_its_files_say(tmp_path: Path) -> None:
     assert layer(image="image:2") != first
     (tmp_path / "package-lock.json").write_text("{}")
     assert layer() != first
+
+
+def test_a_shim_is_laid_out_once_with_all_that_its_manifest_names(tmp_path: Path) -> None:
+    for name in runtimes.names():
+        laid_out = assemble_shim(name, tmp_path)
+        assert all((laid_out / file).exists() for file in runtimes.get(name).shim.files)
+        made = laid_out.stat().st_ino
+        assert assemble_shim(name, tmp_path).stat().st_ino == made
+    compiled = next(tmp_path.glob("python-*/headrace_shim/__pycache__/wire.*.pyc"))
+    assert compiled.read_bytes()[4:8] == b"\1\0\0\0", "by hash and unchecked: whatever the time of its source is"
 
 
 def test_the_platform_names_no_language() -> None:

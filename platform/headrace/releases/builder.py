@@ -126,6 +126,8 @@ class Builder:
             log.line(f"The dependencies in {rules.file} are installed already.")
             return layer
         log.line(f"Installing the dependencies in {rules.file}.")
+        if rules.unlocked and not wanted.files.keys() & set(rules.locks):
+            log.line(rules.unlocked)
         out_dir = await asyncio.to_thread(durable.fresh, final.parent)
         try:
             await self._driver.build(BuildSpec(secrets.token_hex(8), runtime.name, code, out_dir), log.installer)

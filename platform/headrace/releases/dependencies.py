@@ -35,7 +35,8 @@ def read(code_dir: Path, rules: Dependencies | None) -> Wanted | None:
     """What the bundle in `code_dir` asks for; None when that is nothing. Raises `BuildFailed` for an absurd file."""
     if rules is None or not (code_dir / rules.file).is_file():
         return None
-    files = {name: _content(code_dir / name) for name in (rules.file, *rules.locks) if (code_dir / name).is_file()}
+    names = (rules.file, *rules.locks, *rules.inputs)
+    files = {name: _content(code_dir / name) for name in names if (code_dir / name).is_file()}
     text = files[rules.file].decode("utf-8-sig", "replace")
     if not re.search(rules.asks, text):
         return None
