@@ -237,6 +237,26 @@ async def test_a_lost_node_finds_its_instance_again(tmp_path: Path) -> None:
         await until(shim, "ended", "")
 
 
+async def test_a_request_that_will_never_be_whole_ends_its_program(tmp_path: Path) -> None:
+    source = f"trap 'echo told >{tmp_path}/told; exit' TERM; echo begun >&2; while read -r line; do :; done"
+    async with loaded_shell(tmp_path, source) as shim:
+        stream = shim.link.open()
+        stream.send(wire.CALL, http_header("/", more=True, m="POST"), b"one\n")
+        await logged(stream, "begun")
+        shim.link.close()
+        await until(shim, "told", "told")
+
+
+async def test_a_long_payload_is_standard_input_only(tmp_path: Path) -> None:
+    async with loaded_shell(tmp_path, "[ $(cat <&3) = null ] && cat") as shim:
+        stream = shim.link.open()
+        stream.send(wire.CALL, {"id": "inv-0", "d": 30_000, "more": True}, b'["')
+        stream.send(wire.BODY, None, b"x" * 60_000)
+        stream.send(wire.BODY, None, b"x" * 60_000 + b'"]')
+        stream.send(wire.END)
+        assert (await stream.answer()).json() == ["x" * 120_000]
+
+
 async def test_drain_finishes_running_calls_and_exits(tmp_path: Path) -> None:
     async with loaded_shell(tmp_path, "echo begun >&2; sleep 0.2; head -c 300000 /dev/zero") as shim:
         stream = shim.link.call("/")

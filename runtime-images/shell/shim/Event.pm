@@ -10,11 +10,13 @@ use Text  ();
 my @MONTHS = qw(Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec);
 my $TEXT_TYPE = qr{\A(?:text/.*|application/(?:json|xml|javascript|x-www-form-urlencoded)|.*\+(?:json|xml))\z};
 
-# The event as JSON. Of a request whose body is still on its way, `body` is null. Dies for a payload that is no JSON.
+# The event as JSON. Of a request whose body is still on its way, `body` is null; a payload that is, is null itself. Dies
+# for a payload that is no JSON.
 sub json {
     my ($head, $body, $function) = @_;
     return Json::encode(_socket($head, $body, $function)) if exists $head->{c};
     return Json::encode(_http($head, $body, $function)) if exists $head->{m};
+    return 'null' if !defined $body;
     return '{}' if $body eq '';
     eval { Json::decode($body); 1 } or die "the payload of this call is not JSON: $@";
     return $body;

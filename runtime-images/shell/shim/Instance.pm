@@ -62,11 +62,11 @@ sub _hello {
     return Json::encode({ %header, loaded => \$loaded, $loaded ? (kind => 'handler') : () });
 }
 
-# The connection has ended: programs that run go on, nobody hears what they say.
+# The connection has ended: programs that run go on, nobody hears what they say. What waits for more of its request ends.
 sub _lost {
     my ($self) = @_;
     exit 1 if $self->{failed_at};
-    $_->leave for values %{ $self->{calls} };
+    for my $call (grep { !$_->{gone} } values %{ $self->{calls} }) { $call->{arrived} ? $call->leave : $call->cancel }
     $self->{link} = undef;
     $self->{lost_at} = Clock::monotonic();
 }
