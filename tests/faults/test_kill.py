@@ -124,18 +124,21 @@ async def app(scope, receive, send):
 
 def test_a_clean_stop_drains_closes_sockets_and_leaves_no_container(platform: Headrace) -> None:
     platform.deploy("sockets", {"main.py": ECHO}, {"handler": "main.app", "kind": "asgi"})
+    platform.deploy("events", {"handler.py": "def handler(event, context):\n    return None\n"}, {})
     code = "import time\ndef handler(event, context):\n    time.sleep(2)\n    return 'finished'\n"
     platform.deploy("slow", {"handler.py": code}, {})
     answers: list[str] = []
     calling = threading.Thread(target=lambda: answers.append(httpx.get(platform.url("slow"), timeout=30).text))
     calling.start()
     time.sleep(0.7)
-    with connect(platform.url("sockets").replace("http://", "ws://")) as socket:
+    held, events = (platform.url(name).replace("http://", "ws://") for name in ("sockets", "events"))
+    with connect(held) as of_application, connect(events) as of_handler:
         platform.stop()
-        with pytest.raises(ConnectionClosed) as closed:
-            socket.recv(timeout=10)
-    assert closed.value.rcvd is not None
-    assert closed.value.rcvd.code == 1012, "the client is told to come back"
+        for socket in (of_application, of_handler):
+            with pytest.raises(ConnectionClosed) as closed:
+                socket.recv(timeout=10)
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 1012, "the client is told to come back"
     calling.join()
     assert answers == ["finished"]
     assert platform.containers() == set()

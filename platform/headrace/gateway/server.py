@@ -26,6 +26,7 @@ from headrace.gateway.invoke import Invoker
 from headrace.gateway.link import Stream
 from headrace.gateway.pool import Member, Pool
 from headrace.gateway.proxies import Proxies
+from headrace.gateway.sockets import CLOSE_S
 from headrace.settings import Settings
 from headrace.tasks import Tasks
 
@@ -119,16 +120,27 @@ class Gateway:
     async def stop(self, drain_s: float) -> None:
         """Take no further connection and give running calls up to `drain_s` seconds."""
         if self._server is not None and self._serving is not None:
-            self._invoker.sockets.end_all("the node stops")
+            ends = asyncio.get_running_loop().time() + drain_s
+            await self._hang_up(min(drain_s, 2 * CLOSE_S))
             self._server.stop()  # type: ignore[no-untyped-call]
             try:
-                async with asyncio.timeout(drain_s):
-                    while self._invoker.in_flight or len(self._invoker.sockets):  # noqa: ASYNC110 - the hot path only counts
+                async with asyncio.timeout_at(ends):
+                    while self._invoker.in_flight:  # noqa: ASYNC110 - the hot path only counts
                         await asyncio.sleep(_TICK_S)
                     await self._serving
             except TimeoutError:
                 logger.warning("%d calls were cut off after %g s", self._invoker.in_flight, drain_s)
         await self._tasks.aclose()
+
+    async def _hang_up(self, patience_s: float) -> None:
+        """Close every WebSocket while the server still sends: what is open when it stops it drops without a word."""
+        try:
+            async with asyncio.timeout(patience_s):
+                while len(self._invoker.sockets):  # also those that are opened meanwhile
+                    self._invoker.sockets.end_all("the node stops")
+                    await asyncio.sleep(_TICK_S)
+        except TimeoutError:
+            logger.warning("%d WebSockets were cut off", len(self._invoker.sockets))
 
     async def _ticks(self) -> None:
         monotonic = self._invoker.monotonic
