@@ -99,7 +99,10 @@ class SocketProgram(Program):
 class Client:
     """One client. `got`: messages; `closed`: code and reason of the close frame; `status`: of a refused upgrade."""
 
-    def __init__(self, rig: House, path: str = "/", spelling: str = "f", *, reads: bool = True) -> None:
+    def __init__(
+        self, rig: House, path: str = "/", spelling: str = "f", *, reads: bool = True, stays: bool = True
+    ) -> None:
+        self._stays = stays  # else it is gone before it is accepted
         self.got: list[str | bytes] = []
         self.accepted: str | None = None
         self.closed: tuple[int, str] | None = None
@@ -124,7 +127,7 @@ class Client:
 
     async def _receive(self) -> Any:
         self._asked += 1
-        if self._asked == 1:
+        if self._asked == 1 or not self._stays:
             return {"type": "websocket.connect"}
         self._receiving += 1
         try:
@@ -133,6 +136,8 @@ class Client:
             self._receiving -= 1
 
     async def _send(self, message: Any) -> None:
+        if not self._stays and message["type"] != "websocket.http.response.start":
+            raise RuntimeError("the server's word for a client that has left")
         if message["type"] == "websocket.send":
             if not self._reads:
                 await asyncio.Event().wait()

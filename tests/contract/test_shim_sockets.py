@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -278,3 +279,24 @@ async def test_messages_wait_for_the_window_one_after_the_other_and_the_answer_c
             sent = 0
     assert frame.type == wire.REPLY
     assert texts == [*(letter.encode() * 150_000 for letter in "abcde"), b""]
+
+
+SENDS_MUCH = {
+    "handler.js": "exports.handler = (event, { ws }) => { "
+    "for (const c of 'abcde') ws.send(c.repeat(150_000), { group: 'g' }); return 'done'; };",
+    "handler.py": "async def handler(event, context):\n"
+    "    for c in 'abcde': context.ws.send(c * 150_000, group='g')\n    return 'done'\n",
+}
+
+
+@pytest.mark.parametrize("file", SENDS_MUCH)
+async def test_what_nobody_awaited_is_sent_before_the_answer(tmp_path: Path, file: str) -> None:
+    waiting = waiting_node if file.endswith("js") else waiting_shim
+    async with waiting(tmp_path, {file: SENDS_MUCH[file]}) as shim:
+        assert (await shim.load()).type == wire.LOADED
+        stream = shim.link.call("/")
+        size = 0
+        while (frame := await stream.frame()).type == wire.WS_MESSAGE:
+            size += len(frame.body)
+            stream.send(wire.WINDOW, {"n": len(frame.body)})
+        assert (size, frame.type, frame.body) == (750_000, wire.REPLY, b"done")

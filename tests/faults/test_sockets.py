@@ -279,6 +279,18 @@ def test_what_no_shim_would_send_ends_the_instance(tmp_path: Path) -> None:
     virtual_time.run(scenario())
 
 
+@pytest.mark.parametrize("path", ["/", "/app"])
+def test_a_client_that_is_gone_before_it_is_accepted(tmp_path: Path, path: str) -> None:
+    async def scenario() -> None:
+        async with sockets_house(tmp_path) as (rig, program):
+            await Client(rig, path, stays=False).task
+            told = [("disconnect", "1006")] if path == "/" else []
+            assert program.seen == [("connect", path), *told]
+            assert rig.records[0][11] == "client_gone"
+
+    virtual_time.run(scenario())
+
+
 @pytest.mark.parametrize(("path", "status"), [("/refuse", 403), ("/hang", 504), ("/chat", 500)])
 def test_an_upgrade_that_is_not_accepted_leaves_nothing(tmp_path: Path, path: str, status: int) -> None:
     async def scenario() -> None:

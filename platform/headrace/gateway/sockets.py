@@ -138,16 +138,19 @@ class Socket:
         """Send what waits and then the close frame, as far as the client takes them."""
         if self._sender is not None:
             await asyncio.wait((self._sender,), timeout=CLOSE_S)
-        if self._sender is None:
-            await close(send, code, reason)
+        await self._silence()
+        await close(send, code, reason)  # in any case: the server gives a client up that does not take this either
 
     async def leave(self) -> None:
         """It is over: nothing is kept, and then it is out of the room."""
+        await self._silence()
+        self._room.remove(self)
+
+    async def _silence(self) -> None:
         self._drop()
         if self._sender is not None:
             self._sender.cancel()
             await asyncio.wait((self._sender,))
-        self._room.remove(self)
 
     def _wake_sender(self) -> None:
         if self._unsent and self._send is not None and self._sender is None:
@@ -241,6 +244,8 @@ class Room:
         stream.grant(len(body))
 
     def _join(self, socket: Socket, name: str) -> None:
+        if name in socket.groups:
+            return
         if len(socket.groups) < GROUPS_LIMIT:
             socket.groups.add(name)
             self._groups.setdefault(name, set()).add(socket)

@@ -10,6 +10,7 @@ so the invocation and version are in the record only.)
 from __future__ import annotations
 
 import asyncio
+import re
 
 from headrace import errors, wire
 from headrace.gateway import events, sockets
@@ -22,6 +23,7 @@ from headrace.model import LIVE
 
 _GOING_AWAY = 1001
 _INTERNAL = 1011
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # of a subprotocol
 _MAX_MESSAGE = 16 << 20  # bytes of one message from an application, held while its pieces arrive
 
 
@@ -107,13 +109,14 @@ async def _converse(call: Call, socket: Socket, stream: links.Stream, receive: R
         return False
     header = links.parse(frame.header)
     handler, chosen = "ev" in header, header.get("sp")
+    if chosen is not None and not (isinstance(chosen, str) and _NAME.fullmatch(chosen)):
+        raise errors.FunctionError("the answer names a subprotocol that HTTP cannot carry.")
     if handler and chosen is not None and chosen not in socket.subprotocols:
         raise errors.FunctionError("the handler chose a subprotocol that the client does not offer.")
     socket.subprotocols = ()
     call.status, call.answering = 101, True
     try:
-        subprotocol = chosen if isinstance(chosen, str) else None
-        await send({"type": "websocket.accept", "subprotocol": subprotocol, "headers": []})
+        await send({"type": "websocket.accept", "subprotocol": chosen, "headers": []})
     except RuntimeError:  # the server's word for a client that has left
         call.failed(errors.ClientGone("the client went away while the function accepted its socket."))
         return handler  # which has accepted, and is told the end
@@ -140,10 +143,10 @@ async def _application(call: Call, socket: Socket, stream: links.Stream, receive
         await asyncio.gather(up, down, return_exceptions=True)
     if socket.ending is not None:
         await sockets.close(send, *socket.ending)
-    elif not down.cancelled():
-        await sockets.close(send, *down.result())
-    elif not up.cancelled():
+    elif not up.cancelled():  # the client has left
         up.result()
+    else:
+        await sockets.close(send, *down.result())
 
 
 async def _denied(call: Call, frame: wire.Frame, send: Send) -> None:

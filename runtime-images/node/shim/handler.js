@@ -91,6 +91,7 @@ class HandlerApp {
     try {
       value = this.#handler(this.#events.event(call.head, body), new Context(call, this.#function));
       if ('c' in call.head) value = this.#conclude(call, value);
+      else if (call.sockets?.waiting) value = Promise.resolve(value); // what it sent goes first
       if (typeof value?.then !== 'function') {
         this.#answer(call, value);
         return;

@@ -67,6 +67,11 @@ class Connections {
     this.#tell(wire.WS_GROUP, { g: checkedGroup(group), to: this.#named(to) });
   }
 
+  /** True while something waits for the window. */
+  get waiting() {
+    return this.#last !== null;
+  }
+
   /** Resolves when everything is sent. */
   settled() {
     return this.#last ?? SENT;
