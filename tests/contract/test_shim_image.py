@@ -83,10 +83,14 @@ async def app(scope, receive, send):
         print("last words", flush=True)
         os._exit(7)
 
+def told(scope):
+    headers = dict(scope["headers"])
+    return headers[b"origin"] + b" " + headers[b"cookie"]
+
 async def socket(scope, receive, send):
     await receive()
     if scope["path"] == "/no":
-        await send({"type": "websocket.http.response.start", "status": 403, "headers": [(b"x-why", b"because")]})
+        await send({"type": "websocket.http.response.start", "status": 403, "headers": [(b"x-why", told(scope))]})
         await send({"type": "websocket.http.response.body", "body": b"not you"})
         return
     await send({"type": "websocket.accept", "subprotocol": (scope["subprotocols"] or [None])[-1]})
@@ -244,7 +248,8 @@ async def logged_by_either(stream: Stream, instance: Stream, text: str) -> None:
 
 async def test_web_sockets_go_through(serving: Image) -> None:
     link = serving.shim.link
-    stream = link.call("/chat", ws=True, h=[["host", "a"], ["sec-websocket-protocol", "one, two"]])
+    given = [["host", "a"], ["origin", "http://b"], ["cookie", "c=d"], ["sec-websocket-protocol", "one, two"]]
+    stream = link.call("/chat", ws=True, h=given)
     accepted = await stream.frame()
     assert accepted.type == wire.WS_ACCEPT and wire.loads(accepted.header)["sp"] == "two"
     big = os.urandom(300_000)
@@ -271,8 +276,8 @@ async def test_web_sockets_go_through(serving: Image) -> None:
     assert (await leaving.frame()).type == wire.WS_ACCEPT
     leaving.send(wire.WS_CLOSE, {"c": 4002, "r": "enough"})
     await logged_by_either(leaving, link.instance, "left with 4002")
-    refused = await link.call("/no", ws=True).answer()
-    assert (refused.status, refused.body, refused.header("x-why")) == (403, b"not you", "because")
+    refused = await link.call("/no", ws=True, h=given).answer()
+    assert (refused.status, refused.body, refused.header("x-why")) == (403, b"not you", "http://b c=d")
 
 
 async def test_the_end_of_the_program_is_the_end_of_the_instance(serving: Image) -> None:

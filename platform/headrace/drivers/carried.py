@@ -9,6 +9,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import time
 from pathlib import Path
 
 from docker import APIClient
@@ -20,6 +21,7 @@ from headrace.drivers.procfs import process_tag
 from headrace.runtimes import Carried, Runtime
 from headrace.settings import Settings
 
+_CUT_OFF_S = 3600.0
 _OWN_FILE = "{runtime}/"
 
 
@@ -51,6 +53,12 @@ class Carrier:
         fresh = self._root / f".new-{secrets.token_hex(8)}"
         carried = runtime.carried
         await self._engine.call("packing programs", lambda client: self._pack(client, runtime, carried, fresh, final))
+
+    def tidy(self) -> None:
+        """Remove what packing left that was cut off."""
+        for path in self._root.glob(".new-*"):
+            if path.stat().st_mtime < time.time() - _CUT_OFF_S:
+                shutil.rmtree(path, ignore_errors=True)
 
     def _pack(self, client: APIClient, runtime: Runtime, carried: Carried, fresh: Path, final: Path) -> None:
         fresh.mkdir()

@@ -150,6 +150,7 @@ class DockerDriver:
     async def tidy(self) -> None:
         await self._engine.call("removing abandoned builds", self._builds.sweep)
         await self._guests.tidy()
+        await asyncio.to_thread(self._carrier.tidy)
 
     async def close(self) -> None:
         await self._engine.close()

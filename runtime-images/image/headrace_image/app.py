@@ -171,18 +171,21 @@ _HOP = frozenset((b"connection", b"keep-alive", b"transfer-encoding"))
 
 
 async def _upload(connection: Connection, body: bytes, receive: Receive) -> None:
-    """The rest of a long request, as the program takes it."""
+    """The rest of a long request, as the program takes it. One that can't be sent whole ends the connection."""
     more = True
-    while True:
-        if body:
-            await connection.send_piece(body)
-        if not more:
-            connection.send_end()
-            return
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return
-        body, more = message.get("body", b""), bool(message.get("more_body"))
+    try:
+        while True:
+            if body:
+                await connection.send_piece(body)
+            if not more:
+                connection.send_end()
+                return
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body, more = message.get("body", b""), bool(message.get("more_body"))
+    except h11.LocalProtocolError:  # longer or shorter than announced
+        connection.close()
 
 
 def target_of(scope: dict[str, Any]) -> bytes:

@@ -98,8 +98,8 @@ class Socket:
             request = protocol.connect()
             for name, value in headers:
                 text = value.decode("latin-1")
-                if name in (b"host", b"origin"):
-                    del request.headers[name.decode()]
+                if name == b"host":
+                    del request.headers["host"]
                 if not name.startswith(b"sec-websocket-"):
                     request.headers[name.decode("latin-1")] = text
             protocol.send_request(request)
