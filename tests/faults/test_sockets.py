@@ -39,6 +39,7 @@ def test_an_open_socket_of_a_handler_holds_nothing_and_outlives_its_instance(tmp
         async with sockets_house(tmp_path, idle_s=5) as (rig, program):
             client = await connected(rig)
             assert (rig.invoker.in_flight, rig.pools[1].in_flight) == (0, 0)
+            assert rig.sockets.peers() == {("127.0.0.1", 1)}, "its connection is in use although no call is"
             await asyncio.sleep(30)
             assert rig.engine.instances == {}, "it is idle, whatever sockets are open"
             client.say("echo")
