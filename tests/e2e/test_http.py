@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -110,11 +111,11 @@ def test_who_dawdles_is_cut_off_and_others_go_on(edge: Headrace) -> None:
         with connected(edge, timeout=0.5) as connection:
             began, said = time.monotonic(), b""
             connection.sendall(start)
-            while time.monotonic() < began + limit + 5:
+            while time.monotonic() < began + limit + 15:
                 try:
                     data = connection.recv(65_536)
                 except TimeoutError:
-                    if drop:
+                    with suppress(OSError):  # the next look sees what has become of it
                         connection.sendall(drop)
                     continue
                 except ConnectionResetError:
@@ -129,8 +130,8 @@ def test_who_dawdles_is_cut_off_and_others_go_on(edge: Headrace) -> None:
         thread.start()
     began = time.monotonic()
     while any(thread.is_alive() for thread in threads):
-        assert httpx.get(f"{edge.url('edge')}/file").status_code == 200
-        assert time.monotonic() < began + 40
+        assert httpx.get(f"{edge.url('edge')}/file", timeout=20).status_code == 200
+        assert time.monotonic() < began + 60
         time.sleep(0.2)
     assert found.keys() == cases.keys(), "some were never cut off"
     assert b"HTTP/1.1" not in found["dripping header"][1]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Collection
 from pathlib import Path
 from struct import Struct
@@ -18,6 +19,7 @@ from struct import Struct
 from headrace.gateway.call import Peer
 
 _FDS = Path("/proc/self/fd")  # Linux; elsewhere nothing is closed
+_AT_ONCE, _PAUSE_S = 128, 0.005
 _PREFACE = 24  # bytes of HTTP/2's preface; shorter than any request that is waited for
 _info = Struct("=44xI4xI64xQQ")  # of tcp_info: last_data_sent and last_data_recv in ms, bytes_acked, bytes_received
 
@@ -36,7 +38,9 @@ class Idle:
         `busy` is from before: a call that began since then brought bytes that show in the kernel's answer.
         """
         closed = 0
-        for place in list(_FDS.iterdir()) if _FDS.is_dir() else ():
+        for number, place in enumerate(list(_FDS.iterdir()) if _FDS.is_dir() else ()):
+            if number % _AT_ONCE == _AT_ONCE - 1:
+                time.sleep(_PAUSE_S)  # the calls' thread comes first
             try:
                 held = os.dup(int(place.name))  # from here on it stays the same socket, whatever the server does
             except OSError:  # closed meanwhile

@@ -76,11 +76,12 @@ class Upload:
                     patience.reschedule(min(loop.time() + self._pause_s, latest))
         except TimeoutError:
             raise self._late() from None
+        body = b"".join(self._pending)  # who sends byte after byte makes one piece of many all the same
         if self._size <= wire.INLINE:
             await self._check_end()
-            self.body = b"".join(self._pending)
+            self.body = body
         else:
-            self.more = True
+            self._pending, self.more = [body], True
 
     async def next(self) -> bytes | None:
         """The next piece of an upload with `more`, None after the last; the one after it is on its way already.
@@ -115,9 +116,11 @@ class Upload:
         gone = self.announced is not None and self._size < self.announced
         if self._resettable and self.announced is None:
             leaving = asyncio.ensure_future(self.receive())
-            await asyncio.wait((leaving,), timeout=_RESET_S)
-            gone = leaving.done()
-            leaving.cancel()
+            try:
+                await asyncio.wait((leaving,), timeout=_RESET_S)
+                gone = leaving.done()
+            finally:
+                leaving.cancel()
         if gone:
             raise errors.ClientGone(f"the request body stopped after {self._size} bytes.")
 
