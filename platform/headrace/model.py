@@ -70,7 +70,12 @@ class VersionConfig(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
-        json_schema_extra={"examples": [{"handler": "handler.handler", "memory_mb": 256, "timeout_s": 10}]},
+        json_schema_extra={
+            "examples": [
+                {"handler": "handler.handler", "memory_mb": 256, "timeout_s": 10},
+                {"image": "registry.example/shop:4", "ready_path": "/healthz", "memory_mb": 256},
+            ]
+        },
     )
 
     runtime: Runtime = Field(DEFAULT_RUNTIME, description="Language runtime: one of the installation's.")

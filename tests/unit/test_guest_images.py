@@ -14,9 +14,11 @@ from headrace.cli import deploy, project
 from headrace.drivers import dockerfile, sandbox
 from headrace.drivers.base import BuildSpec, InstanceSpec
 from headrace.drivers.guest import GuestImage, guest_image
+from headrace.drivers.process import ProcessDriver
 from headrace.errors import BuildFailed, BundleRejected
 from headrace.fleet.yard import load_header
 from headrace.model import VersionConfig, VersionState
+from headrace.settings import Settings
 from release_kit import kit
 
 PASSWD = "root:x:0:0::/:/bin/sh\nboss:x:0:0::/:/bin/sh\napp:x:1000:50::/home/app:/bin/sh\nodd line\n"
@@ -177,6 +179,20 @@ def test_a_folder_is_deployed_as_it_is_meant(tmp_path: Path) -> None:
     deployment = deploy.Deployment(tmp_path, "f", "default", named, None)
     deploy._upload(Control(), deployment, None)  # type: ignore[arg-type]
     assert sent == [(None, named)]
+
+
+async def test_a_driver_without_containers_refuses_images_at_once(tmp_path: Path) -> None:
+    driver = ProcessDriver(Settings(home=tmp_path / "home", driver="process"))
+    async with kit(tmp_path / "home") as world:
+        await world.node()
+        world.driver.prepare = driver.prepare  # type: ignore[method-assign]
+        config = VersionConfig(image="a:1")
+        stored = await world.bundles.from_files({}, config)
+        version, _ = await world.releases.submit("default", "f", stored, config)
+        await world.build()
+        assert await world.state(version) is VersionState.FAILED
+        assert await world.reason(version) == "the runtime image needs the docker driver."
+    await driver.close()
 
 
 async def test_a_version_is_pinned_to_its_image(tmp_path: Path) -> None:
