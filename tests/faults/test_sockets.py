@@ -13,8 +13,9 @@ import pytest
 
 import virtual_time
 from fleet_kit import House, house
-from headrace import wire
+from headrace import errors, wire
 from headrace.gateway import sockets
+from headrace.gateway.link import Link, Stream
 from headrace.gateway.sockets import Sockets
 from socket_kit import Client, SocketProgram, connected
 
@@ -276,6 +277,34 @@ def test_what_no_shim_would_send_ends_the_instance(tmp_path: Path) -> None:
             assert (json.loads(problem)["message"], echo) == ("Internal server error", "echo")
             assert len({row[4] for row in rig.records}) == 2
             client.leave()
+
+    virtual_time.run(scenario())
+
+
+@pytest.mark.parametrize("path", ["/", "/app"])
+def test_what_was_not_written_to_a_lost_instance_goes_to_another_one(
+    tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost: list[str] = []
+    call = Link.call
+
+    def not_sent(link: Link, invocation: str, header: bytes, body: bytes, *times: float) -> Stream:
+        stream = call(link, invocation, header, body, *times)
+        if not lost or lost[-1] != invocation:
+            lost.append(invocation)
+            stream.finish(errors.NotSent("lost", instance=link.instance))
+        return stream
+
+    async def scenario() -> None:
+        async with sockets_house(tmp_path) as (rig, _):
+            monkeypatch.setattr(Link, "call", not_sent)
+            client = await connected(rig, path)
+            client.say("echo")
+            assert await client.until(1) == ["echo"]
+            client.leave()
+            await client.task
+            assert {row[11] for row in rig.records} == {"ok"}
+            assert [row[0] for row in rig.records] == lost, "each was tried twice"
 
     virtual_time.run(scenario())
 

@@ -18,6 +18,7 @@ from headrace.gateway import link as links
 from headrace.gateway.answer import own_headers, problem_of, read_head
 from headrace.gateway.call import Call, Receive, Scope, Send
 from headrace.gateway.invoke import Invoker, affinity
+from headrace.gateway.routes import Route
 from headrace.gateway.sockets import Socket
 from headrace.model import LIVE
 
@@ -50,16 +51,11 @@ async def _open(
         call.runnable = route.choose(affinity(scope) if route.chooses else None)
         socket = invoker.sockets.open(route.function.id, call.runnable, _alias(spelling))  # in the step that chose
         _introduce(socket, call, scope, route.hashes)
-        member = invoker.slot(call, route, scope) or await invoker.wait(call, None)
-        place = {"ws": True, "c": socket.id, "at": int(socket.opened_at * 1000)}
-        stream = invoker.open(call, route, member, scope, b"", **place)
         try:
-            scope.clear()  # of an idle socket, the request's headers are most of what would be kept
-            accepted = await _converse(call, socket, stream, receive, send)
-        except wire.ProtocolError as error:
-            raise errors.FunctionError(f"the instance sent an answer that can't be read: {error}.") from None
-        finally:
-            stream.close("client")
+            accepted = await _ask(invoker, call, socket, route=route, scope=scope, receive=receive, send=send)
+        except errors.NotSent:
+            invoker.give_back(call)
+            accepted = await _ask(invoker, call, socket, route=route, scope=scope, receive=receive, send=send)
     except errors.HeadraceError as error:
         call.failed(error)
         await refuse(send, error, call)
@@ -101,9 +97,27 @@ def _introduce(socket: Socket, call: Call, scope: Scope, hashed: bool) -> None:
     socket.key = affinity(scope) if hashed else None
 
 
-async def _converse(call: Call, socket: Socket, stream: links.Stream, receive: Receive, send: Send) -> bool:
+async def _ask(
+    invoker: Invoker, call: Call, socket: Socket, *, route: Route, scope: Scope, receive: Receive, send: Send
+) -> bool:
+    """One instance's turn; True when a plain handler has accepted. Raises `NotSent` when it was told nothing."""
+    member = invoker.slot(call, route, scope) or await invoker.wait(call, None)
+    place = {"ws": True, "c": socket.id, "at": int(socket.opened_at * 1000)}
+    stream = invoker.open(call, route, member, scope, b"", **place)
+    try:
+        frame = await stream.answer
+        scope.clear()  # of an idle socket, the request's headers are most of what would be kept
+        return await _converse(call, socket, stream, frame, receive=receive, send=send)
+    except wire.ProtocolError as error:
+        raise errors.FunctionError(f"the instance sent an answer that can't be read: {error}.") from None
+    finally:
+        stream.close("client")
+
+
+async def _converse(
+    call: Call, socket: Socket, stream: links.Stream, frame: wire.Frame, *, receive: Receive, send: Send
+) -> bool:
     """Do what the function answers to the upgrade; True when a plain handler has accepted it."""
-    frame = await stream.answer
     if frame.type != wire.WS_ACCEPT:
         await _denied(call, frame, send)
         return False
