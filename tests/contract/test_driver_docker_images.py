@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -118,7 +117,9 @@ async def until_gone(engine: Any, mark: str) -> None:
             await asyncio.sleep(0.1)
 
 
-async def test_an_image_of_the_engine_needs_no_registry(kit: Kit, driver: Driver, engine: Any, tmp_path: Path) -> None:
+async def test_an_image_of_the_engine_needs_no_registry(
+    kit: Kit, driver: Driver, engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = next(tag for item in engine.images() for tag in item["RepoTags"] or [] if tag.startswith("headrace-python:"))
     asked = kit.build_spec("none")
     with pytest.raises(BuildFailed, match="neither ENTRYPOINT nor CMD"):
@@ -130,3 +131,6 @@ async def test_an_image_of_the_engine_needs_no_registry(kit: Kit, driver: Driver
     missing = BuildSpec(asked.id, "image", asked.code_dir, asked.out_dir, image="sha256:" + "0" * 64)
     with pytest.raises(BuildFailed, match="no registry knows an image by its id"):
         await driver.build(missing, lambda _: None)
+    monkeypatch.setattr(image_build, "_LARGEST_IMAGE", 1 << 20)
+    with pytest.raises(BuildFailed, match="MiB and may take 1: leave some out"):
+        await driver.build(BuildSpec(asked.id, "image", asked.code_dir, asked.out_dir, image=base), lambda _: None)

@@ -48,7 +48,8 @@ from headrace.tasks import Tasks
 _AT_ONCE = 4
 _REGISTRY_ANSWERS_S = 20.0  # for the first word of a pull
 _STALLS_S = 120.0  # no progress of a pull for so long
-_LARGEST = 4 << 30  # bytes that one step writes, and of a built image
+_LARGEST = 4 << 30  # bytes that one step writes
+_LARGEST_IMAGE = 8 << 30  # bytes
 _MEASURE_S = 2.0
 _PROCESSES = 512
 _CPU_SHARES = 128  # of 1024: a build takes the CPU that calls leave
@@ -214,6 +215,10 @@ class GuestImages:
         found = await self._inspect(name)
         if found is None:
             raise BuildFailed(f"the image {name} was removed from the engine while it was looked at: deploy again.")
+        if found["Size"] > _LARGEST_IMAGE:
+            raise BuildFailed(
+                f"the image takes {found['Size'] >> 20} MiB and may take {_LARGEST_IMAGE >> 20}: leave some out."
+            )
         config = found["Config"] or {}
         tables = ["", ""]
         if config.get("User"):
