@@ -208,6 +208,7 @@ def test_events_wait_for_a_place_in_the_queue_and_a_minute_is_enough(tmp_path: P
                 client.say("slow", "echo")
             for client in clients:
                 assert await client.until(1) == ["echo"]
+            assert rig.pools[1].throttled == 0, "nobody was refused"
             busy = asyncio.ensure_future(rig.call("/wait"))
             for client in clients:
                 client.say("echo")

@@ -9,6 +9,7 @@ turn; a function that is too busy for it during a whole minute loses the socket.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from itertools import chain, repeat
 from typing import Any
 
@@ -140,16 +141,19 @@ async def _event(
 
 
 async def _slot(invoker: Invoker, socket: Socket, call: Call) -> Member:
+    """A slot, or a place in the queue as soon as there is one: who waits here is not counted as refused."""
+    pool = socket.runnable.pool
     began = invoker.monotonic()
     pauses = chain(_RETRY_S, repeat(_RETRY_S[-1]))
-    while True:
-        try:
-            member = call.member = socket.runnable.pool.take(socket.key)
-            return member or await invoker.wait(call, None)
-        except errors.QueueFull:
-            if invoker.monotonic() - began > _PATIENCE_S:
-                raise
+    while invoker.monotonic() - began <= _PATIENCE_S:
+        member = call.member = pool.take(socket.key)
+        if member is not None:
+            return member
+        if pool.waiting < max(pool.queue, 1):
+            with contextlib.suppress(errors.QueueFull):
+                return await invoker.wait(call, None)
         await asyncio.sleep(next(pauses))
+    raise errors.QueueFull(f"the queue of this version was full for {_PATIENCE_S:g} s.", retry_after_s=1)
 
 
 async def _converse(invoker: Invoker, call: Call, member: Member, header: dict[str, Any], body: bytes) -> None:
