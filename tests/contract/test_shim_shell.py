@@ -112,13 +112,13 @@ async def test_a_request_reaches_the_program_as_it_arrives(tmp_path: Path) -> No
 
 async def test_a_program_that_reads_slowly_holds_its_sender_up(tmp_path: Path) -> None:
     async with loaded_shell(tmp_path, f"until [ -e {tmp_path}/go ]; do sleep 0.01; done; wc -c") as shim:
-        stream = shim.link.call("/", b"", then=b"x" * 262_144, m="POST")
+        stream = shim.link.call("/", b"", then=b"x" * wire.WINDOW_SIZE, m="POST")
         with pytest.raises(TimeoutError):
             while True:  # what the pipe holds is granted, and no more
                 frame = await stream.frame(within=0.3)
                 assert frame.type == wire.WINDOW
         (tmp_path / "go").touch()
-        assert (await stream.answer()).body.strip() == b"262144"
+        assert (await stream.answer()).body.strip() == b"%d" % wire.WINDOW_SIZE
 
 
 async def test_a_program_that_does_not_read_its_request_answers_all_the_same(tmp_path: Path) -> None:

@@ -252,7 +252,7 @@ sub _send_output {
     my ($self) = @_;
     $self->{output} = '' if $self->{empty};
     while ($self->{output} ne '' && $self->{window} > 0) {
-        my $piece = substr $self->{output}, 0, $self->{window} < Wire::PIECE ? $self->{window} : Wire::PIECE, '';
+        my $piece = substr $self->{output}, 0, $self->{window} < Wire::CHUNK ? $self->{window} : Wire::CHUNK, '';
         $self->{window} -= length $piece;
         $self->{link}->send(Wire::BODY, $self->{stream}, '', $piece);
     }
@@ -307,7 +307,7 @@ sub _tell {
     my ($self) = @_;
     while (my $command = $self->{commands}[0]) {
         my ($type, $header, $body) = @$command;
-        my $room = $self->{window} < Wire::PIECE ? $self->{window} : Wire::PIECE;
+        my $room = $self->{window} < Wire::CHUNK ? $self->{window} : Wire::CHUNK;
         return 0 if $body ne '' && $room <= 0;
         my $piece = substr $body, 0, $room, '';
         $self->{window} -= length $piece;
@@ -326,8 +326,8 @@ sub _answer {
     return $self->_refuse(_described('BadResponse', $@)) if !defined $status;
     return $self->_accept($headers) if exists $self->{head}{ws} && $status < 300;
     my $head = Json::encode(exists $self->{head}{ev} ? { s => $status } : { s => $status, h => $headers });
-    if (length $self->{output} > Wire::PIECE) {
-        return $self->_refuse(_described('BadResponse', 'a refusal has ' . Wire::PIECE . ' bytes at most')) if exists $self->{head}{ws};
+    if (length $self->{output} > Wire::INLINE) {
+        return $self->_refuse(_described('BadResponse', 'a refusal has ' . Wire::INLINE . ' bytes at most')) if exists $self->{head}{ws};
         $self->{link}->send(Wire::HEAD, $self->{stream}, $head);
         $self->{opened} = 1;
         return $self->_finish;

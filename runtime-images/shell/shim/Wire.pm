@@ -13,7 +13,8 @@ use constant {
 use constant {
     PROTOCOL    => 1,
     MAX_PAYLOAD => 1 << 20,
-    PIECE       => 64 << 10,     # the longest body of CALL, REPLY and BODY
+    INLINE      => 64 << 10,     # the longest body of CALL and REPLY
+    CHUNK       => 128 << 10,    # and of BODY
     WINDOW_SIZE => 512 << 10,    # body bytes in flight on a stream before the first WINDOW
 };
 use constant PREFIX_SIZE => 13;
