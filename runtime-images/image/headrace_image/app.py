@@ -50,7 +50,7 @@ class ImageApp(AsgiApp):
             await self._ready()
         except BaseException:
             self._stopping = True
-            await self._guest.stop()
+            await self._guest.kill()  # the reason is due at the node
             raise
         self._guest.ended.add_done_callback(self._leave)
 

@@ -87,6 +87,9 @@ class Guest:
             return
         self._signal(signal.SIGTERM)
         await asyncio.wait({self.ended}, timeout=STOP_S)
+        await self.kill()
+
+    async def kill(self) -> None:
         if not self.ended.done():
             self._signal(signal.SIGKILL)
             await asyncio.wait({self.ended}, timeout=1.0)

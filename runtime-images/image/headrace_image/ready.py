@@ -33,32 +33,32 @@ class ExitedAtStart(Plain):
 
 async def wait_until_ready(guest: Guest, port: int, path: str | None, seconds: float) -> None:
     """Raises `NotReady` or `ExitedAtStart` with what was seen."""
-    probing = asyncio.get_running_loop().create_task(_probe(port, path))
+    seen: list[int | None] = [None]
+    probing = asyncio.get_running_loop().create_task(_probe(port, path, seen))
     try:
         await asyncio.wait({probing, guest.ended}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if guest.ended.done():
             raise ExitedAtStart(_exited(guest, port))
         if not probing.done():
-            raise NotReady(await _unready(guest, port, path, seconds))
+            raise NotReady(_unready(guest, port, path, seconds, seen[0]))
         probing.result()
     finally:
         probing.cancel()
 
 
-async def _probe(port: int, path: str | None) -> None:
+async def _probe(port: int, path: str | None, seen: list[int | None]) -> None:
+    """Return when it looks ready; the status that was seen last is in `seen`."""
     pause = FIRST_S
-    while not await _looks_ready(port, path):
+    while True:
+        status = seen[0] = await _status(port, path)
+        if status is not None and status < 400:
+            return
         await asyncio.sleep(pause)
         pause = min(pause * 1.5, LONGEST_S)
 
 
-async def _looks_ready(port: int, path: str | None) -> bool:
-    status = await _status(port, path)
-    return status is not None and status < 400
-
-
 async def _status(port: int, path: str | None) -> int | None:
-    """What the ready path answers, 200 without one; None when nobody takes the connection."""
+    """What the ready path answers, 200 without one; None when there is no answer."""
     try:
         connection = await asyncio.wait_for(Connection.open(port), PROBE_S)
     except (Unreachable, asyncio.TimeoutError):
@@ -68,7 +68,7 @@ async def _status(port: int, path: str | None) -> int | None:
             return 200
         return await asyncio.wait_for(connection.probe(path), PROBE_S)
     except (BadAnswer, asyncio.TimeoutError):
-        return 503
+        return None
     finally:
         connection.close()
 
@@ -80,11 +80,10 @@ def _exited(guest: Guest, port: int) -> str:
     return f"the image's program {how} before it served HTTP on port {port}.{words}"
 
 
-async def _unready(guest: Guest, port: int, path: str | None, seconds: float) -> str:
+def _unready(guest: Guest, port: int, path: str | None, seconds: float, status: int | None) -> str:
     words = f" Its last words: {guest.last_words}" if guest.last_words else ""
     listening = listeners()
     if path is not None and port in {number for _, number in listening}:
-        status = await _status(port, path)
         seen = "no answer" if status is None else f"status {status}"
         return f"after {seconds:g} s {path} on port {port} gives {seen}, and 200 to 399 is needed.{words}"
     others = sorted({number for _, number in listening if number != port})
