@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -158,7 +159,7 @@ class Image:
 async def image(home: Path, code: str, *, command: list[str] | None = None, root: bool = False) -> AsyncIterator[Image]:
     """The program is the Python in `code`, or `command`."""
     package = adapter(home)
-    (home / "program.py").write_text(code)
+    (home / "program.py").write_text(f"import os\nopen({str(home / 'pid')!r}, 'w').write(str(os.getpid()))\n{code}")
     trick = [] if root else ["-c", UNPRIVILEGED]
     shim = Shim(home, [sys.executable, "-I", "-S", *trick, str(package)], {})
     (home / "code").mkdir()
@@ -166,8 +167,13 @@ async def image(home: Path, code: str, *, command: list[str] | None = None, root
     what = {"command": command or [sys.executable, str(home / "program.py")], "env": {"OF_IMAGE": "1", "BOTH": "1"}}
     what |= {"id": "sha256:0", "user": "", "workdir": str(home), "volumes": []}
     (home / "layer" / "image.json").write_text(json.dumps(what))
-    async with running(shim):
-        yield Image(shim, free_port())
+    try:
+        async with running(shim):
+            yield Image(shim, free_port())
+    finally:
+        if (home / "pid").exists():  # it outlives a shim that is killed; in a container both end
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int((home / "pid").read_text()), signal.SIGKILL)
 
 
 @pytest.fixture
