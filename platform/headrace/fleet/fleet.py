@@ -159,7 +159,9 @@ class Fleet:
         """An instance that runs `version`: one from the shelf, else a new one. Raises why there is none."""
         config = version.config
         kind = Kind.of(version)
-        while (instance := self._shelf.take(kind)) is not None:
+        keeper = self._keepers.get(version.id)
+        foreseen = keeper is not None and keeper.in_traffic and keeper.have <= 1 and kind.layer is None
+        while (instance := self._shelf.take(kind, foreseen=foreseen)) is not None:
             try:
                 await self._make_room(config.memory_mb - instance.memory_mb)
             except BaseException:

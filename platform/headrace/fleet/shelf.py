@@ -1,8 +1,9 @@
 """Generic instances that wait, started and connected, until a version needs one.
 
-Each is used for one version and never handed to another. How many of a kind should wait: the setting, and as many
-more as were taken in one burst of late; or as many as there are published versions without an instance, each of which
-may be called in the next moment. Two bounds hold over that, the setting `prewarm_most` and a part of the node's memory.
+Each is used for one version and never handed to another. How many of a kind should wait: as many as there are published
+versions without an instance, each of which may be called in the next moment, and at least the setting `prewarm`; and
+beside them as many as were taken in one burst of late by versions that had an instance already, or were not published.
+Two bounds hold over that, the setting `prewarm_most` and a part of the node's memory.
 
 Refilling gives way: one at a time per kind, not while calls wait for instances of their own, and beyond the setting it
 rests as long as it worked. A kind that nobody has asked for lately is let go; the first kind (the default runtime
@@ -104,11 +105,15 @@ class Shelf:
         self._open = False
         await self._tasks.aclose()
 
-    def take(self, kind: Kind) -> Instance | None:
-        """An instance of `kind` that is ready to be loaded, now the caller's; None when there is none."""
+    def take(self, kind: Kind, *, foreseen: bool) -> Instance | None:
+        """An instance of `kind` that is ready to be loaded, now the caller's; None when there is none.
+
+        `foreseen`: it is the first one of a published version.
+        """
         now = asyncio.get_running_loop().time()
         self._asked[kind] = max(self._asked.get(kind, 0.0), now)
-        self._bursts[kind].note(now)
+        if not foreseen:
+            self._bursts[kind].note(now)
         waiting = self._waiting[kind]
         instance = waiting.popleft() if waiting else None
         self._refill(kind)
@@ -191,10 +196,10 @@ class Shelf:
         if not base or not (kind in self._asked or published):
             return 0
         bursts = self._bursts.get(kind)
-        recent = base + (bursts.largest(asyncio.get_running_loop().time()) if bursts is not None else 0)
+        recent = bursts.largest(asyncio.get_running_loop().time()) if bursts is not None else 0
         if kind.layer is not None:
-            return min(recent, _LAYERED, self._most)
-        return min(max(recent, published - self._warm(kind)), self._most)
+            return min(base + recent, _LAYERED, self._most)
+        return min(max(base, published - self._warm(kind)) + recent, self._most)
 
     def _lacks(self, kind: Kind) -> bool:
         return self._open and not self._holds and len(self._waiting.get(kind, ())) < self._wanted(kind)
