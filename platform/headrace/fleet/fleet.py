@@ -214,8 +214,10 @@ class Fleet:
             try:
                 async with asyncio.timeout(_RESTORE_S):
                     await keeper.ready()
-            except (errors.HeadraceError, TimeoutError) as error:
-                logger.warning("%s has no instance ready: %s", keeper.version, error)
+            except TimeoutError:
+                logger.warning("%s had no instance ready within %g s", keeper.version, _RESTORE_S)
+            except errors.HeadraceError as error:
+                logger.warning("%s has no instance ready: %s", keeper.version, error.detail)
 
     async def _sweeps(self) -> None:
         while True:
