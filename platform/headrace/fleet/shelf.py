@@ -67,7 +67,7 @@ class Shelf:
     """Instances of each kind in demand.
 
     `may_grow` says whether the node's memory allows another, `warm` how many published versions of a kind have an
-    instance; `busy` whether calls wait for instances to start.
+    instance.
     """
 
     def __init__(
