@@ -23,6 +23,9 @@ _TAIL_BYTES = 8192
 _REMOVAL_S = 20.0
 _REMOVAL_POLL_S = 0.05
 _ENDED = {"exited", "dead"}
+_KILLED = 137  # exit code of what SIGKILL ended: the kernel's, for memory, or somebody's
+_OOM_BEFORE_S = 60.0  # how far back the engine is asked, and for how long it may still tell
+_OOM_AFTER_S = 0.25
 
 
 def ensure_network(client: APIClient) -> None:
@@ -162,14 +165,29 @@ def status(client: APIClient, name: str, *, tail: bool) -> InstanceStatus | None
     except NotFound:
         return None
     labels, state = found["Config"]["Labels"], found["State"]
+    exit_code = int(state["ExitCode"]) if state["Status"] in _ENDED else None
     return InstanceStatus(
         id=labels[sandbox.LABEL_INSTANCE],
         running=bool(state["Running"]),
-        exit_code=int(state["ExitCode"]) if state["Status"] in _ENDED else None,
-        out_of_memory=bool(state["OOMKilled"]),
+        exit_code=exit_code,
+        out_of_memory=bool(state["OOMKilled"])
+        or (tail and exit_code == _KILLED and _ran_out_of_memory(client, found["Id"])),
         labels=sandbox.own_labels_removed(labels),
         tail=output.decode("utf-8", "replace"),
     )
+
+
+def _ran_out_of_memory(client: APIClient, id: str) -> bool:
+    """Whether the engine has told of it: its word may come just after the exit, and the state then lacks it."""
+    now = time.time()
+    told = client.events(
+        since=f"{now - _OOM_BEFORE_S:.3f}",
+        until=f"{now + _OOM_AFTER_S:.3f}",
+        filters={"container": [id], "event": ["oom"]},
+        decode=True,
+    )
+    with contextlib.closing(told):
+        return next(told, None) is not None
 
 
 def statuses(client: APIClient, home_tag: str) -> list[InstanceStatus]:
