@@ -1,9 +1,10 @@
-"""Fixtures for tests that need a database: each runs once on SQLite and once on PostgreSQL."""
+"""Signals as on a terminal; fixtures for tests that need a database: each runs once on SQLite and once on PostgreSQL."""
 
 from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -12,6 +13,11 @@ import pytest
 from headrace.store.sql import migrate
 from postgresql import Cluster
 from store_kit import Store, empty, opened
+
+
+def pytest_configure() -> None:
+    """A shell's background job ignores SIGINT, and so would the programs that tests interrupt."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
