@@ -1,4 +1,4 @@
-"""Signals as on a terminal; fixtures for tests that need a database: each runs once on SQLite and once on PostgreSQL."""
+"""Signals as on a terminal, and fixtures for tests that need a database: each runs once on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
