@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
@@ -85,6 +86,13 @@ class Call:
             self.status = error.status
         self.outcome = _OUTCOMES.get(error.code, "platform_error" if error.fault == "platform" else "rejected")
         self.error = error.ids.get("error") or {"type": error.code, "message": error.detail, "stack": ""}
+
+    def broke_off(self, error: BaseException, cancelled: str) -> None:
+        """It ended by what is no answer: cancelled, for the reason `cancelled`, or by a fault of our own."""
+        if isinstance(error, asyncio.CancelledError):
+            self.failed(errors.ClientGone(cancelled))
+        else:
+            self.failed(errors.HeadraceError(f"the gateway failed: {type(error).__name__}."))
 
     def timing(self) -> bytes:
         """The Server-Timing value so far: milliseconds queued, starting (when cold, and each step) and running."""

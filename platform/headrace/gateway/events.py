@@ -130,11 +130,8 @@ async def _event(
     except errors.HeadraceError as error:
         call.failed(error)
         return error, call
-    except asyncio.CancelledError:
-        call.failed(errors.ClientGone("the socket was cut."))
-        raise
-    except Exception as error:  # a fault of our own: recorded as one, and the server cuts the socket
-        call.failed(errors.HeadraceError(f"the gateway failed: {type(error).__name__}."))
+    except (asyncio.CancelledError, Exception) as error:  # cancelled, or a fault of our own: the server cuts the socket
+        call.broke_off(error, "the socket was cut.")
         raise
     finally:
         invoker.settle(call)

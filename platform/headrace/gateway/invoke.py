@@ -106,11 +106,8 @@ class Invoker:
         except errors.HeadraceError as error:
             call.failed(error)
             await answer.problem(send, error, call)
-        except asyncio.CancelledError:
-            call.failed(errors.ClientGone("the call was cancelled."))
-            raise
-        except Exception as error:  # a fault of our own: recorded as one, and the server answers 500
-            call.failed(errors.HeadraceError(f"the gateway failed: {type(error).__name__}."))
+        except (asyncio.CancelledError, Exception) as error:  # cancelled, or a fault of our own: the server answers 500
+            call.broke_off(error, "the call was cancelled.")
             raise
         finally:
             self.settle(call)
