@@ -8,38 +8,18 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from docker import APIClient
 
-from driver_kit import PATIENCE_S, Kit, kit_of
+from driver_kit import PATIENCE_S, Kit
 from headrace.drivers import result
 from headrace.drivers.base import BuildSpec, Driver
 from headrace.errors import BuildFailed
 
 # A package in the bundle itself, whose build backend is the code under test: no index is asked.
 BACKEND = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
-
-
-@pytest.fixture
-async def kit() -> AsyncIterator[Kit]:
-    async with kit_of("docker") as kit:
-        yield kit
-
-
-@pytest.fixture
-async def driver(kit: Kit) -> Driver:
-    return kit.driver()
-
-
-@pytest.fixture
-def engine(kit: Kit) -> Iterator[Any]:
-    client = APIClient(f"unix://{kit.settings.engine_socket}", version="auto")
-    yield client
-    client.close()
 
 
 def hostile(kit: Kit, backend: str, **changes: Any) -> BuildSpec:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from docker import APIClient
 
-from driver_kit import PATIENCE_S, Kit, kit_of
+from driver_kit import PATIENCE_S, Kit
 from headrace.drivers import image_build
 from headrace.drivers.base import BuildSpec, Driver
 from headrace.drivers.guest import GuestImage, layer_of
@@ -22,23 +21,11 @@ START = "ARG HEADRACE_BASE_PYTHON\nFROM ${HEADRACE_BASE_PYTHON}\n"
 
 
 @pytest.fixture
-async def kit() -> AsyncIterator[Kit]:
-    async with kit_of("docker") as kit:
-        yield kit
-
-
-@pytest.fixture
-async def driver(kit: Kit) -> Driver:
-    return kit.driver()
-
-
-@pytest.fixture
-def engine(kit: Kit) -> Iterator[Any]:
-    client = APIClient(f"unix://{kit.settings.engine_socket}", version="auto")
-    yield client
-    for name in names(client, kit):
-        client.remove_image(name, force=True)
-    client.close()
+def engine(engine: Any, kit: Kit) -> Iterator[Any]:
+    """The engine without the images of this test afterwards."""
+    yield engine
+    for name in names(engine, kit):
+        engine.remove_image(name, force=True)
 
 
 def names(engine: Any, kit: Kit) -> list[str]:

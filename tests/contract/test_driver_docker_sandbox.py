@@ -6,13 +6,11 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from docker import APIClient
 
-from driver_kit import PATIENCE_S, Kit, kit_of, until
+from driver_kit import PATIENCE_S, Kit, until
 from headrace.drivers.base import Driver, InstanceSpec
 
 PREFIX = """
@@ -29,23 +27,10 @@ def refused(work):
 
 
 @pytest.fixture
-async def kit() -> AsyncIterator[Kit]:
-    async with kit_of("docker") as kit:
-        yield kit
-
-
-@pytest.fixture
 async def driver(kit: Kit) -> Driver:
     driver = kit.driver()
     await driver.prepare("python")
     return driver
-
-
-@pytest.fixture
-def engine(kit: Kit) -> Any:
-    client = APIClient(f"unix://{kit.settings.engine_socket}", version="auto")
-    yield client
-    client.close()
 
 
 async def probing(kit: Kit, driver: Driver, probe: str, **changes: Any) -> tuple[InstanceSpec, asyncio.StreamReader]:
