@@ -39,8 +39,10 @@ WS_GROUP = 19  # instance -> node: put a connection of the function into a group
 
 MAX_PAYLOAD = 1 << 20  # bytes of header and body together; more is a protocol error
 INLINE = 64 << 10  # a body up to this many bytes travels inside CALL or REPLY
-CHUNK = 128 << 10  # longest body of one BODY frame a sender makes
-WINDOW_SIZE = 512 << 10  # body bytes a sender may have in flight on a stream before the first WINDOW
+CHUNK = 256 << 10  # longest body of one BODY frame a sender makes
+WINDOW_SIZE = 1 << 20  # body bytes a sender may have in flight on a stream before the first WINDOW
+
+_LONG = 64 << 10
 
 _PREFIX = Struct(">IBII")
 PREFIX_SIZE = _PREFIX.size
@@ -100,36 +102,27 @@ class Decoder:
     """Turns received bytes, cut anywhere, into frames.
 
     Holds at most one incomplete frame; one over `longest` bytes of payload is refused from its prefix alone. The body
-    of a frame that came in several reads is copied once, when it is complete.
+    of a frame that came in several reads is copied once, when it is complete. With `apart`, a BODY that came in several
+    reads comes out as several BODY frames, which say the same, and nothing is copied.
     """
 
-    __slots__ = ("_begun", "_longest", "_missing", "_parts")
+    __slots__ = ("_apart", "_begun", "_longest", "_missing", "_parts", "_passing")
 
-    def __init__(self, longest: int = MAX_PAYLOAD) -> None:
+    def __init__(self, longest: int = MAX_PAYLOAD, apart: bool = False) -> None:
         self._longest = longest
+        self._apart = apart
         self._parts: list[Any] = []  # of the incomplete frame; of its body alone when `_begun`
         self._missing = 0  # bytes without which no further frame can be complete
         self._begun: tuple[int, int, bytes] | None = None  # its type, stream and header
+        self._passing: tuple[int, int] | None = None  # a BODY that comes out as it comes: stream, bytes missing
 
     def feed(self, data: bytes) -> list[Frame]:
         """The frames that `data` completes, in order. Raises `ProtocolError`."""
         frames: list[Frame] = []
-        offset, end = 0, len(data)
-        if self._parts:
-            if self._missing > end:
-                self._parts.append(data)
-                self._missing -= end
-                return frames
-            if self._begun is not None:
-                offset = self._missing
-                self._parts.append(memoryview(data)[:offset])
-                frames.append(Frame(*self._begun, b"".join(self._parts)))
-                self._begun = None
-            else:
-                self._parts.append(data)
-                data = b"".join(self._parts)
-                end = len(data)
-            self._parts.clear()
+        offset = 0
+        if self._parts or self._passing is not None:
+            data, offset = self._go_on(data, frames)
+        end = len(data)
         while True:
             body_at = offset + PREFIX_SIZE
             if body_at > end:
@@ -140,20 +133,56 @@ class Decoder:
                 raise ProtocolError(f"frame of type {type_} announces {size} bytes, header {header_size}")
             next_at = body_at + size
             split = body_at + header_size
+            apart = self._apart and type_ == BODY
             if next_at > end:
                 missing = next_at - end
-                if split < end:
+                if split >= end:
+                    break
+                if not apart:
                     self._begun = type_, stream, data[body_at:split]
                     offset = split
-                break
-            frames.append(_new_tuple(Frame, (type_, stream, data[body_at:split], data[split:next_at])))
+                    break
+                self._passing = stream, missing
+                next_at = end
+            body = _view(data, split, next_at) if apart else data[split:next_at]
+            frames.append(_new_tuple(Frame, (type_, stream, data[body_at:split], body)))
             offset = next_at
         if offset < end:
             self._parts.append(memoryview(data)[offset:])
             self._missing = missing
         return frames
 
+    def _go_on(self, data: bytes, frames: list[Frame]) -> tuple[bytes, int]:
+        """Use `data` for the frame that is incomplete; the bytes to go on with, and from where on."""
+        end = len(data)
+        if self._passing is not None:
+            stream, missing = self._passing
+            offset = min(missing, end)
+            frames.append(Frame(BODY, stream, b"", _view(data, 0, offset)))
+            self._passing = (stream, missing - offset) if missing > offset else None
+            return data, offset
+        if self._missing > end:
+            self._parts.append(data)
+            self._missing -= end
+            return b"", 0
+        parts, self._parts = self._parts, []
+        if self._begun is None:
+            parts.append(data)
+            return b"".join(parts), 0
+        offset = self._missing
+        parts.append(memoryview(data)[:offset])
+        frames.append(Frame(*self._begun, b"".join(parts)))
+        self._begun = None
+        return data, offset
+
     @property
     def empty(self) -> bool:
         """True between frames: the stream may end here without having cut one."""
-        return not self._parts
+        return not self._parts and self._passing is None
+
+
+def _view(data: bytes, start: int, end: int) -> Any:
+    """A part of `data`, without a copy when it is long enough to be worth that all of `data` is kept for it."""
+    if end - start == len(data):
+        return data
+    return memoryview(data)[start:end] if end - start >= _LONG else data[start:end]

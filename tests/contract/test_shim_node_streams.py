@@ -104,7 +104,7 @@ async def pieces_until_silent(shim_call: Stream) -> int:
     return got
 
 
-@pytest.mark.parametrize("value", ["Buffer.alloc(1000000)", "[Buffer.alloc(1000000)].values()"])
+@pytest.mark.parametrize("value", ["Buffer.alloc(2000000)", "[Buffer.alloc(2000000)].values()"])
 async def test_a_sender_without_window_waits(tmp_path: Path, value: str) -> None:
     source = f"exports.handler = (event) => event.rawPath === '/ping' ? 'pong' : {value};"
     async with loaded_node(tmp_path, source) as shim:
@@ -119,7 +119,7 @@ async def test_a_sender_without_window_waits(tmp_path: Path, value: str) -> None
         while (frame := await stream.frame()).type == wire.BODY:
             rest += len(frame.body)
         assert frame.type == wire.END
-        assert rest == 1_000_000 - wire.WINDOW_SIZE - 10
+        assert rest == 2_000_000 - wire.WINDOW_SIZE - 10
 
 
 async def test_cancel_aborts_the_signal_and_drops_the_answer(tmp_path: Path) -> None:

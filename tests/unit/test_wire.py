@@ -152,6 +152,34 @@ def test_any_frames_survive_any_cuts(sent: list[tuple[int, int, dict[str, Any], 
     assert decoder.empty
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from((wire.BODY, wire.LOG)), st.integers(0, 3), st.binary(max_size=300))), st.data()
+)
+def test_bodies_that_come_apart_say_the_same(sent: list[tuple[int, int, bytes]], data: st.DataObject) -> None:
+    stream = b"".join(wire.encode(type, id, b"", body) for type, id, body in sent)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=10)))
+    decoder = wire.Decoder(apart=True)
+    received: list[wire.Frame] = []
+    for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
+        received += decoder.feed(stream[start:end])
+    assert decoder.empty
+    whole = [frame for frame in received if frame.type == wire.LOG]
+    assert [(frame.stream, frame.body) for frame in whole] == [
+        (id, body) for type, id, body in sent if type == wire.LOG
+    ]
+    for id in range(4):
+        got = b"".join(frame.body for frame in received if (frame.type, frame.stream) == (wire.BODY, id))
+        assert got == b"".join(body for type, stream, body in sent if (type, stream) == (wire.BODY, id))
+
+
+def test_a_long_body_that_comes_apart_is_not_copied() -> None:
+    decoder = wire.Decoder(apart=True)
+    data = wire.encode(wire.BODY, 1, b"", b"x" * 200_000)
+    first, second = decoder.feed(data[:100_000])[0], decoder.feed(data[100_000:])[0]
+    assert (type(first.body), type(second.body)) == (memoryview, bytes)
+    assert bytes(first.body) + bytes(second.body) == b"x" * 200_000
+
+
 @given(st.binary(max_size=2000), st.integers(0, 2000))
 def test_noise_gives_frames_or_a_protocol_error(noise: bytes, cut: int) -> None:
     decoder = wire.Decoder()

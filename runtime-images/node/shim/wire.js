@@ -36,8 +36,8 @@ const TYPES = Object.freeze({
 const PREFIX_SIZE = 13;
 const MAX_PAYLOAD = 1 << 20; // bytes of header and body together; more is a protocol error
 const INLINE = 64 << 10; // a body up to this many bytes travels inside CALL or REPLY
-const CHUNK = 128 << 10; // longest body of one BODY frame
-const WINDOW_SIZE = 512 << 10; // body bytes in flight on a stream before the first WINDOW
+const CHUNK = 256 << 10; // longest body of one BODY frame
+const WINDOW_SIZE = 1 << 20; // body bytes in flight on a stream before the first WINDOW
 const EMPTY = Buffer.alloc(0);
 
 /** The peer does not speak this protocol; the connection is of no use any more. */

@@ -14,8 +14,8 @@ use constant {
     PROTOCOL    => 1,
     MAX_PAYLOAD => 1 << 20,
     INLINE      => 64 << 10,     # the longest body of CALL and REPLY
-    CHUNK       => 128 << 10,    # and of BODY
-    WINDOW_SIZE => 512 << 10,    # body bytes in flight on a stream before the first WINDOW
+    CHUNK       => 256 << 10,    # and of BODY
+    WINDOW_SIZE => 1 << 20,    # body bytes in flight on a stream before the first WINDOW
 };
 use constant PREFIX_SIZE => 13;
 
