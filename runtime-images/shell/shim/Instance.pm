@@ -71,11 +71,14 @@ sub _lost {
     $self->{lost_at} = Clock::monotonic();
 }
 
-# True when the node has all that was sent, or takes no more.
+# True when the node has all that was sent, or takes no more. It says so by ending the connection: whoever exits before
+# may reset it under a node that is writing, which then never reads the last frames.
 sub _said_all {
     my ($self) = @_;
     $self->{drained_at} //= Clock::monotonic();
-    return !$self->{link} || $self->{link}{out} eq '' || Clock::monotonic() > $self->{drained_at} + FLUSH_S;
+    my $link = $self->{link} or return 1;
+    $link->finish if $link->{out} eq '';
+    return Clock::monotonic() > $self->{drained_at} + FLUSH_S;
 }
 
 # -- the loop

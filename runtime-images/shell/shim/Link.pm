@@ -44,6 +44,12 @@ sub flush {
     elsif (!later())   { $self->close }
 }
 
+# Nothing more will be sent.
+sub finish {
+    my ($self) = @_;
+    shutdown $self->{socket}, 1 if !$self->{finished}++;
+}
+
 # The frames that have arrived; the connection ends with its peer, and on anything that is no frame.
 sub receive {
     my ($self) = @_;
