@@ -88,7 +88,7 @@ async def test_scope_has_everything(tmp_path: Path) -> None:
             "client": ["::1", 0],
             "server": ["h.example", 8080],
             "state": {"from_lifespan": [1, 2]},
-            "extensions": {},
+            "extensions": {"http.response.trailers": {}},
         }
 
 
@@ -399,6 +399,32 @@ async def test_lifespan_runs_once_and_is_shut_down_by_drain(tmp_path: Path) -> N
         assert (await shim.exited())[0] == 0
         await shim.link.until_ended()
         assert instance_lines(shim) == ["starting up", "background", "shutting down"]
+
+
+async def test_trailers_come_after_the_body(tmp_path: Path) -> None:
+    source = """
+async def handler(scope, receive, send):
+    if scope["type"] == "lifespan":
+        return
+    assert "http.response.trailers" in scope["extensions"]
+    await send({"type": "http.response.start", "status": 200, "headers": [], "trailers": True})
+    await send({"type": "http.response.body", "body": b"all"})
+    for name, more in ((b"x-one", True), (b"x-two", scope["path"].endswith("/more"))):
+        await send({"type": "http.response.trailers", "headers": [(name, b"1")], "more_trailers": more})
+    if scope["path"].endswith("/raise"):
+        raise ValueError("after all")
+"""
+    async with loaded_shim(tmp_path, source) as shim:
+        answer = await shim.call("/")
+        assert (answer.body, answer.after) == (b"all", None)
+        last = {"tr": [["x-one", "1"], ["x-two", "1"]]}
+        assert wire.loads(answer.frames[-1].header) == last
+        failed = await shim.call("/raise")
+        assert wire.loads(failed.frames[-1].header)["tr"] == last["tr"]
+        assert failed.after is not None
+        assert failed.after["message"] == "after all"
+        promised = await shim.call("/more")
+        assert promised.error is not None, "it promised more trailers and returned"
 
 
 FAILED = "await receive(); await send({'type': 'lifespan.startup.failed', 'message': 'no database'})"

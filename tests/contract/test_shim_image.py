@@ -308,6 +308,20 @@ async def test_connections_that_the_program_has_closed_are_no_failure(tmp_path: 
         assert [answer.body for answer in answers] == [b"ok"] * 20
 
 
+async def test_trailers_are_passed_on_beside_the_answer_and_behind_a_stream(tmp_path: Path) -> None:
+    head, tail = (
+        "HTTP/1.1 200 OK\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n2\\r\\nok\\r\\n",
+        "0\\r\\nX-Sum: 1\\r\\n\\r\\n",
+    )
+    for pause in (0.0, 0.2):
+        send = f"(peer.send(b'{head}'), time.sleep({pause}), peer.send(b'{tail}'))"
+        program = f"{RAW}\nimport time\nserve(int(os.environ['PORT']), lambda peer, _: {send})"
+        async with image(tmp_path / str(pause), program) as found:
+            await found.load()
+            answer = await found.shim.call("/")
+            assert (answer.body, wire.loads(answer.frames[-1].header)) == (b"ok", {"tr": [["x-sum", "1"]]})
+
+
 @pytest.mark.parametrize(
     ("sent", "told"),
     [

@@ -136,24 +136,31 @@ class ImageApp(AsgiApp):
         """Pass the answer on. Many servers write head and body apart: a small whole answer still goes on in one."""
         head: dict[str, Any] | None = None
         held = b""
+        chunked = promised = False  # only chunks can have trailers; whether some are to come is said with the head
         while True:
             event = connection.next()
             if isinstance(event, h11.Data):
                 held += event.data
             elif isinstance(event, h11.EndOfMessage):
                 self._guest.take_output()
+                trailers = list(event.headers)
                 if head is not None:
-                    await send(head)
+                    promised = bool(trailers)
+                    await send({**head, "trailers": promised})
                 await send({"type": "http.response.body", "body": held})
+                if promised:
+                    await send({"type": "http.response.trailers", "headers": trailers})
                 return
             elif isinstance(event, h11.Response):
                 headers = [(name, value) for name, value in event.headers if name not in _HOP]
+                chunked = any(name == b"transfer-encoding" for name, _ in event.headers)
                 head = {"type": "http.response.start", "status": event.status_code, "headers": headers}
             elif event is None:
                 if head is not None:
                     if len(held) < GATHER and await connection.wait(GATHER_S):
                         continue
-                    await send(head)
+                    promised = chunked
+                    await send({**head, "trailers": promised})
                     head = None
                 if held:
                     await send({"type": "http.response.body", "body": held, "more_body": True})

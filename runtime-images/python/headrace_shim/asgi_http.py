@@ -29,6 +29,7 @@ class ResponseStart:
         if not isinstance(status, int) or not 200 <= status <= 599:
             raise ValueError(f"the application sent status {status!r}: use one from 200 to 599")
         self.status = int(status)
+        self.trailers = bool(message.get("trailers"))  # fields follow the body
         self.length: int | None = None
         self.headers: list[tuple[str, str]] = []
         for raw_name, raw_value in message.get("headers") or ():
@@ -46,11 +47,20 @@ class ResponseStart:
         return encode_head(self.status, self.headers)
 
 
+def _fields(pairs: Any) -> list[tuple[str, str]]:
+    """Trailers, checked as headers are."""
+    fields = []
+    for raw_name, raw_value in pairs:
+        name = header_name(bytes(raw_name).decode("latin-1"))
+        fields.append((name, header_value(name, bytes(raw_value).decode("latin-1"))))
+    return fields
+
+
 class Http:
     """The scope and the two callables of one exchange."""
 
     def __init__(self, call: Call, scope: dict[str, Any], log: Log, body: bytes) -> None:
-        scope.update(type="http", method=call.head["m"], extensions={})
+        scope.update(type="http", method=call.head["m"], extensions={"http.response.trailers": {}})
         self.scope = scope
         self._call = call
         self._log = log
@@ -65,6 +75,8 @@ class Http:
         self._flow: Outflow | None = None  # once HEAD was sent
         self._due: asyncio.Handle | None = None  # at the end of this tick: HEAD, or the last frame
         self._last: tuple[int, bytes, bytes] | None = None  # that last frame: type, header, body
+        self._bodies_over = False  # and trailers are to come
+        self._trailers: list[tuple[str, str]] = []
         self._complete = False
 
     def body(self, data: bytes) -> None:
@@ -99,6 +111,8 @@ class Http:
         if self._call.gone:
             raise Gone("the caller is gone")
         expected = "http.response.start" if self._start is None else "http.response.body"
+        if self._bodies_over:
+            expected = "http.response.trailers"
         if self._complete or message["type"] != expected:
             state = "the response is complete" if self._complete else f"expected {expected!r}"
             raise RuntimeError(f"unexpected ASGI message {message['type']!r}: {state}")
@@ -106,6 +120,10 @@ class Http:
             self._start = ResponseStart(message)
             self._bodyless = self._bodyless or self._start.status in CLOSED_STATUSES
             self._due = asyncio.get_running_loop().call_soon(self._tick_over)
+        elif self._bodies_over:
+            self._trailers += _fields(message.get("headers") or ())
+            if not message.get("more_trailers"):
+                self._complete_with(wire.END, wire.dumps({"tr": self._trailers}) if self._trailers else b"")
         else:
             await self._continue(self._start, bytes(message.get("body") or b""), bool(message.get("more_body")))
 
@@ -130,14 +148,16 @@ class Http:
             body = b""
         else:
             self._count(start, len(body), more)
-        if self._flow is None and not more and len(body) <= wire.INLINE:
+        if self._flow is None and not more and not start.trailers and len(body) <= wire.INLINE:
             self._complete_with(wire.REPLY, start.head(self._bodyless), body)
             return
         if self._flow is None:
             self._open()
         if body:
             await self._flow.send(body)
-        if not more:
+        if not more and start.trailers:
+            self._bodies_over = True
+        elif not more:
             self._complete_with(wire.END)
 
     def _count(self, start: ResponseStart, size: int, more: bool) -> None:
@@ -183,6 +203,6 @@ class Http:
 
 def _with_failure(kind: int, head: bytes, failure: dict[str, str]) -> bytes:
     """The header of REPLY or END when the answer is complete and the application failed after it."""
-    if kind == wire.REPLY:
-        return head[:-1] + b',"e":' + wire.dumps(failure) + b"}"
-    return wire.dumps({"x": failure})
+    name = "e" if kind == wire.REPLY else "x"
+    told = wire.dumps({name: failure})
+    return head[:-1] + b"," + told[1:] if head else told
