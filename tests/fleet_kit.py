@@ -1,16 +1,15 @@
 """A node without database, containers and HTTP server: the real fleet and gateway over the fake engine.
 
 What runs as an instance is `Program`: it dials in and speaks the frames of the protocol, and its calls do what their
-path says. Calls enter as ASGI calls. Everything shares one event loop, so scenarios can run in virtual time.
+path says. Calls enter as exchanges of the server. Everything shares one event loop, so scenarios can run in
+virtual time.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from fakes import FakeDriver, FakeEngine, FakeInstance
 from headrace import wire
 from headrace.fleet.fleet import Fleet
 from headrace.gateway.access import Gatekeeper
-from headrace.gateway.answer import Broken
 from headrace.gateway.invoke import Invoker
 from headrace.gateway.pool import Member, Pool
 from headrace.gateway.routes import Routes
@@ -27,6 +25,7 @@ from headrace.gateway.sockets import Sockets
 from headrace.model import Function, Target, Version, VersionConfig, VersionState
 from headrace.node import Switchboard
 from headrace.settings import Settings
+from web_kit import Recorded
 
 FAILURE = {"type": "ValueError", "message": "no", "stack": "Traceback"}
 
@@ -124,33 +123,12 @@ class Program:
         writer.write(wire.encode(wire.REPLY, frame.stream, b'{"s":200,"h":[["x-a","b"]]}', path.encode()))
 
 
-@dataclass
-class Answer:
-    """What a caller got: the messages of ASGI's send, in order. `broken`: it was cut off after it had begun."""
+class Answer(Recorded):
+    """One GET of the function, and what its caller got."""
 
-    sent: list[dict[str, Any]] = field(default_factory=list)
-    broken: bool = False
-
-    @property
-    def status(self) -> int:
-        starts = [message["status"] for message in self.sent if message["type"] == "http.response.start"]
-        assert len(starts) == 1, f"{len(starts)} answers for one request"
-        return int(starts[0])
-
-    @property
-    def body(self) -> bytes:
-        return b"".join(m["body"] for m in self.sent if m["type"] == "http.response.body")
-
-    @property
-    def complete(self) -> bool:
-        ends = [m for m in self.sent if m["type"] == "http.response.body" and not m.get("more_body")]
-        assert len(ends) <= 1
-        return bool(ends)
-
-    @property
-    def problem(self) -> dict[str, Any]:
-        problem: dict[str, Any] = json.loads(self.body)
-        return problem
+    def __init__(self, path: str = "/ok", reads: asyncio.Event | None = None) -> None:
+        super().__init__(path=f"/fn/f{path}", reads=reads)
+        self.empty = self.complete = True
 
 
 class House:
@@ -249,32 +227,18 @@ class House:
         reads: asyncio.Event | None = None,
     ) -> Answer:
         """One GET through the gateway; `gone` is set when the caller leaves, `reads` when it reads the body."""
-        answer = answer or Answer()
-
-        async def send(message: Any) -> None:
-            if reads is not None and message["type"] == "http.response.body":
-                await reads.wait()
-            answer.sent.append(message)
-
-        async def receive() -> Any:
-            await (gone or asyncio.Event()).wait()
-            return {"type": "http.disconnect"}
-
-        scope = {
-            "type": "http",
-            "http_version": "1.1",
-            "method": "GET",
-            "scheme": "http",
-            "path": f"/fn/f{path}",
-            "raw_path": f"/fn/f{path}".encode(),
-            "query_string": b"",
-            "headers": [(b"host", b"x")],
-            "client": ("127.0.0.1", 1),
-        }
+        answer = answer or Answer(path, reads)
+        leaving = None
+        if gone is not None:
+            leaving = asyncio.ensure_future(gone.wait())
+            leaving.add_done_callback(lambda left: None if left.cancelled() else answer.leave())
         try:
-            await self.gateway(scope, receive, send)
-        except Broken:
-            answer.broken = True
+            self.gateway.serve(answer)
+            await answer.over.wait()
+        finally:
+            if leaving is not None:
+                leaving.cancel()
+            answer.leave()
         return answer
 
     def balanced(self) -> None:

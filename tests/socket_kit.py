@@ -1,13 +1,18 @@
-"""WebSockets for the kit of a node: an instance that takes them, and a client as the server would show it."""
+"""WebSockets for the kit of a node: an instance that takes them, and a client on a connection in memory."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
+from websockets.frames import Close, Opcode
+from websockets.protocol import CLIENT, CLOSED, OPEN, Protocol
+
 from fleet_kit import House, Program
 from headrace import wire
-from headrace.gateway.call import Scope
+from headrace.web.connection import Port
+from headrace.web.http1 import Http1
+from pipe import Pipe
 
 
 class SocketProgram(Program):
@@ -96,68 +101,77 @@ class SocketProgram(Program):
         send(wire.REPLY, {"s": 200})
 
 
-class Client:
+class Client(Pipe):
     """One client. `got`: messages; `closed`: code and reason of the close frame; `status`: of a refused upgrade."""
 
-    def __init__(
-        self, rig: House, path: str = "/", spelling: str = "f", *, reads: bool = True, stays: bool = True
-    ) -> None:
-        self._stays = stays  # else it is gone before it is accepted
+    def __init__(self, rig: House, path: str = "/", spelling: str = "f", *, reads: bool = True) -> None:
         self.got: list[str | bytes] = []
         self.accepted: str | None = None
+        self.answer: dict[str, str] = {}
         self.closed: tuple[int, str] | None = None
         self.status = 0
-        self.unread: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self._reads = reads
-        self._receiving = 0
-        self._asked = 0
+        self._head = b""
+        self._frames = Protocol(CLIENT, state=OPEN, max_size=None)
         self._changed = asyncio.Event()
-        scope: Scope = {
-            "type": "websocket",
-            "http_version": "1.1",
-            "scheme": "ws",
-            "path": f"/fn/{spelling}{path}",
-            "raw_path": f"/fn/{spelling}{path}".encode(),
-            "query_string": b"",
-            "headers": [(b"host", b"x.example:1")],
-            "subprotocols": ["talk"],
-            "client": ("127.0.0.1", 1),
-        }
-        self.task = asyncio.ensure_future(rig.gateway(scope, self._receive, self._send))
+        super().__init__(Http1(Port(rig.gateway.serve, 15.0, 75.0), "127.0.0.1"), reads=reads)
+        self.say_bytes(
+            f"GET /fn/{spelling}{path} HTTP/1.1\r\nHost: x.example:1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+            "Sec-WebSocket-Protocol: talk\r\n\r\n".encode()
+        )
 
-    async def _receive(self) -> Any:
-        self._asked += 1
-        if self._asked == 1 or not self._stays:
-            return {"type": "websocket.connect"}
-        self._receiving += 1
-        try:
-            return await self.unread.get()
-        finally:
-            self._receiving -= 1
+    def write(self, data: Any) -> None:
+        """The answer to the upgrade is read in any case."""
+        reads, self.reads = self.reads, self.reads or not self._head
+        super().write(data)
+        self.reads = reads
+        self._head = self._head or bytes(data)
 
-    async def _send(self, message: Any) -> None:
-        if not self._stays and message["type"] != "websocket.http.response.start":
-            raise RuntimeError("the server's word for a client that has left")
-        if message["type"] == "websocket.send":
-            if not self._reads:
-                await asyncio.Event().wait()
-            self.got.append(message["text"] if message.get("text") is not None else message["bytes"])
-        elif message["type"] == "websocket.accept":
-            self.accepted = message["subprotocol"] or ""
-        elif message["type"] == "websocket.http.response.start":
-            self.status = message["status"]
-        elif message["type"] == "websocket.close":
-            assert not self._receiving, "the server takes no close while somebody receives"
-            if self.closed is None:
-                self.closed = (message["code"], message["reason"])
+    def heard(self, data: bytes) -> None:
+        if self.status == 0:
+            head, _, data = data.partition(b"\r\n\r\n")
+            line, *fields = head.decode().split("\r\n")
+            self.status = int(line.split()[1])
+            self.answer = dict(field.split(": ", 1) for field in fields)
+            if self.status == 101:
+                self.accepted = self.answer.get("sec-websocket-protocol", "")
+        if self.accepted is not None and data and self._frames.state is not CLOSED:
+            self._frames.receive_data(data)
+            for frame in self._frames.events_received():
+                self._take(frame)
+            if self.reads:
+                self._flush()
         self._changed.set()
 
-    def say(self, *texts: str) -> None:
-        for text in texts:
-            self.unread.put_nowait({"type": "websocket.receive", "text": text})
+    def _take(self, frame: Any) -> None:
+        if frame.opcode is Opcode.TEXT:
+            self.got.append(bytes(frame.data).decode())
+        elif frame.opcode is Opcode.BINARY:
+            self.got.append(bytes(frame.data))
+        elif frame.opcode is Opcode.CLOSE and self.closed is None:
+            close = Close.parse(bytes(frame.data))
+            self.closed = (close.code, close.reason)
 
-    def leave(self, code: int = 1001) -> None:
-        self.unread.put_nowait({"type": "websocket.disconnect", "code": code})
+    def _flush(self) -> None:
+        for data in self._frames.data_to_send():
+            if data:
+                self.say_bytes(data)
+            else:
+                self.hang_up()
+
+    def say_bytes(self, data: bytes) -> None:
+        super().say(data)
+
+    def tell(self, *texts: str) -> None:
+        """Send messages."""
+        for text in texts:
+            self._frames.send_text(text.encode())
+            self._flush()
+
+    def leave(self, code: int | None = 1001) -> None:
+        """Close, as a client does; without a code, too."""
+        self._frames.send_close(code)
+        self._flush()
 
     async def until(self, count: int) -> list[str | bytes]:
         """Wait for so many messages."""

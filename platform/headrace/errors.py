@@ -106,6 +106,18 @@ class TooLarge(CallerError):
     code, status, title = "too_large", 413, "Too large"
 
 
+class HeadersTooLarge(CallerError):
+    """The request's headers are over the limit."""
+
+    code, status, title = "headers_too_large", 431, "Headers too large"
+
+
+class UpgradeRequired(CallerError):
+    """This address speaks another version of the protocol."""
+
+    code, status, title = "upgrade_required", 426, "Upgrade required"
+
+
 class UnsupportedMedia(CallerError):
     """The body is of a type that cannot be read here."""
 

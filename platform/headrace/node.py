@@ -140,10 +140,6 @@ class Node:
         ):
             self._tasks.spawn(work, name)
 
-    async def failed(self) -> None:
-        """Return when the function port is served no more although nobody stopped it."""
-        await self._gateway.ended()
-
     async def stop(self) -> None:
         """Take no further calls, let running ones end, stop every instance, write the last records."""
         self._serving = False

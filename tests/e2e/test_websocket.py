@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
+from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
+import wsproto
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
@@ -59,6 +63,36 @@ def test_messages_come_back_as_they_went(socket_url: str, message: str | bytes) 
     with connect(f"{socket_url}/echo", max_size=2 << 20) as socket:
         socket.send(message)
         assert socket.recv(timeout=10) == message
+
+
+def test_the_answer_to_an_upgrade_names_the_invocation_and_the_version(platform: Headrace, socket_url: str) -> None:
+    with connect(f"{socket_url}/echo") as opened:
+        assert opened.response is not None
+        told = opened.response.headers
+    assert told["headrace-version"] == "1"
+    platform.until(lambda: platform.ask("GET", f"/invocations/{told['headrace-invocation']}"), '"status": 101')
+
+
+def test_another_implementation_of_the_protocol(platform: Headrace, socket_url: str) -> None:
+    """wsproto frames what the gateway reads and reads what it frames."""
+    place = urlsplit(socket_url)
+    peer = wsproto.WSConnection(wsproto.ConnectionType.CLIENT)
+    with socket.create_connection((place.hostname or "", place.port or 0), 10) as connection:
+
+        def heard() -> list[Any]:
+            peer.receive_data(connection.recv(65_536) or None)
+            return list(peer.events())
+
+        connection.sendall(peer.send(wsproto.events.Request(host=place.netloc, target=f"{place.path}/echo")))
+        assert isinstance(heard()[0], wsproto.events.AcceptConnection)
+        for message in (wsproto.events.TextMessage("grüß dich"), wsproto.events.BytesMessage(b"\x00\xff")):
+            connection.sendall(peer.send(message))
+            assert [event.data for event in heard()] == [message.data]
+        connection.sendall(peer.send(wsproto.events.Ping(b"p")))
+        assert isinstance(heard()[0], wsproto.events.Pong)
+        connection.sendall(peer.send(wsproto.events.CloseConnection(4003, "done")))
+        closed = heard()[0]
+        assert (closed.code, closed.reason) == (4003, "done")
 
 
 def test_a_subprotocol_is_agreed_on(socket_url: str) -> None:

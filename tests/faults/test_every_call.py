@@ -34,7 +34,7 @@ async def _life(rig: House) -> list[Answer]:
 def _check(rig: House, answers: list[Answer]) -> None:
     for answer in answers:
         assert answer.status in _STATUSES, answer.problem
-        assert answer.complete != answer.broken
+        assert answer.whole != answer.broken
     rig.balanced()
     assert len(rig.records) == len(answers)
     assert len({row[0] for row in rig.records}) == len(answers), "one record per call, each with its own id"
@@ -148,7 +148,7 @@ def test_a_failure_after_a_complete_answer_is_recorded_and_the_answer_stands(
     async def scenario() -> None:
         async with house(tmp_path) as rig:
             answer = await rig.call(path)
-            assert (answer.status, answer.body, answer.complete, answer.broken) == (status, body, True, False)
+            assert (answer.status, answer.body, answer.whole, answer.broken) == (status, body, True, False)
             row = rig.records[0]
             assert (row[10], row[11], row[15], row[16]) == (status, "function_error", len(body), FAILURE)
             assert (await rig.call()).status == 200

@@ -59,8 +59,8 @@ def test_a_fault_of_our_own_is_recorded_as_one(tmp_path: Path, monkeypatch: pyte
     async def scenario() -> None:
         async with house(tmp_path) as rig:
             monkeypatch.setattr(Call, "timing", lambda self: 1 / 0)
-            with pytest.raises(ZeroDivisionError):
-                await rig.call()
+            answer = await rig.call()
+            assert (answer.status, answer.problem["fault"]) == (500, "platform")
             assert [row[11] for row in rig.records] == ["platform_error"]
 
     virtual_time.run(scenario())

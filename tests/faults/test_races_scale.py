@@ -165,7 +165,7 @@ def test_callers_get_the_reason_at_once_while_the_engine_is_away(tmp_path: Path)
             answers = await asyncio.gather(*(rig.call() for _ in range(5)))
             assert {answer.status for answer in answers} == {503}
             assert {answer.problem["code"] for answer in answers} == {"engine_unavailable"}
-            headers = dict(answers[0].sent[0]["headers"])
+            headers = answers[0].fields
             assert int(headers[b"retry-after"]) >= 1
             assert _now() < 0.1
             rig.driver.mend()

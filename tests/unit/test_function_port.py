@@ -14,6 +14,7 @@ from headrace.gateway.routes import Routes
 from headrace.gateway.server import Gateway
 from headrace.gateway.sockets import Sockets
 from headrace.settings import Settings
+from web_kit import Recorded
 
 
 async def _nothing_new(function_id: int) -> bool:
@@ -46,14 +47,13 @@ async def test_a_taken_port_is_an_error_at_once(host: str) -> None:
         ("/fn/hello", "fn.example", ("hello", "/", False)),
     ],
 )
-def test_where_a_request_goes(path: str, host: str, found: tuple[str, str, bool]) -> None:
-    scope: dict[str, Any] = {"raw_path": path.encode(), "headers": [(b"host", host.encode())]}
-    assert _gateway(base_domain="fn.example")._where(scope) == found
+async def test_where_a_request_goes(path: str, host: str, found: tuple[str, str, bool]) -> None:
+    request = Recorded(path=path, headers=[(b"host", host.encode())])
+    assert _gateway(base_domain="fn.example")._where(request) == found
 
 
-def test_nothing_is_anywhere_else() -> None:
+async def test_nothing_is_anywhere_else() -> None:
     with pytest.raises(NotFound):
-        _gateway()._where({"raw_path": b"/", "headers": []})
-    for target in (b"", b"*"):
-        with pytest.raises(NotFound):
-            _gateway(base_domain="fn.example")._where({"raw_path": target, "headers": [(b"host", b"a.fn.example")]})
+        _gateway()._where(Recorded(path="/", headers=[]))
+    with pytest.raises(NotFound):
+        _gateway(base_domain="fn.example")._where(Recorded(path="*", headers=[(b"host", b"a.fn.example")]))

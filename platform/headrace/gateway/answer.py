@@ -1,7 +1,7 @@
 """Answers on their way to the caller: whole, streamed, or a problem.
 
 An instance is not trusted: what HTTP can't carry becomes a function error. An answer that breaks off after it has
-begun raises `Broken`, which the server answers by cutting the connection, so that it never looks complete.
+begun is cut, so that it never looks complete.
 """
 
 from __future__ import annotations
@@ -10,17 +10,33 @@ import re
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import orjson
-
 from headrace import errors
-from headrace.gateway.call import Call, Headers, Send
+from headrace.gateway.call import Call
 from headrace.gateway.link import Stream, parse
+from headrace.web.exchange import Exchange
+from headrace.web.head import Headers
+from headrace.web.problem import answer_of
 
 HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade")
 )
+_NO_TRAILERS = HOP | frozenset(  # RFC 9110, 6.5.1: what frames, routes, authenticates or decides on the content
+    (
+        b"authorization",
+        b"cache-control",
+        b"content-encoding",
+        b"content-length",
+        b"content-range",
+        b"content-type",
+        b"host",
+        b"proxy-authenticate",
+        b"set-cookie",
+        b"www-authenticate",
+    )
+)
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
+_MOST_TRAILERS = 50
 _COMMON = 256  # bytes: functions answer with the same few short heads again and again
 
 
@@ -38,38 +54,28 @@ class Head(NamedTuple):
     answers: bool
 
 
-async def reply(call: Call, send: Send, head: Head, body: bytes) -> None:
+def reply(call: Call, exchange: Exchange, head: Head, body: bytes) -> None:
     """Send a whole answer."""
     call.bytes_out = len(body)
-    headers = [*head.headers, *own_headers(call)]
-    if call.method == "HEAD":
-        headers += head.length
-        body = b""
-    await send({"type": "http.response.start", "status": head.status, "headers": headers})
+    length = head.length[0][1] if head.length and not body else None
+    exchange.respond(head.status, [*head.headers, *own_headers(call)], body, length)
     call.status, call.answering = head.status, True
-    await send({"type": "http.response.body", "body": body})
 
 
-async def relay(call: Call, stream: Stream, send: Send, head: Head) -> None:
+async def relay(call: Call, stream: Stream, exchange: Exchange, head: Head) -> None:
     """Send a streamed answer as its pieces come."""
-    headers = [*head.headers, *head.length, *own_headers(call)]
-    await send({"type": "http.response.start", "status": head.status, "headers": headers})
+    exchange.start(head.status, [*head.headers, *head.length, *own_headers(call)])
     call.status, call.answering = head.status, True
-    if call.method != "HEAD":  # the server sends the headers with the first bytes, which may be long in coming
-        await _pass_on(stream, send, b"")
-    async for frame in stream.frames():
+    async for pieces in stream.pieces():
         if call.method != "HEAD":
-            call.bytes_out += len(frame.body)
-            await _pass_on(stream, send, frame.body)
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
+            call.bytes_out += sum(map(len, pieces))
+            exchange.write(pieces)
+            stream.caller_slow = True
+            await exchange.drain()
+            stream.caller_slow = False
+    exchange.end(_trailers(stream))
     if stream.failure is not None:
         call.failed(stream.failure)
-
-
-async def _pass_on(stream: Stream, send: Send, body: bytes) -> None:
-    stream.caller_slow = True
-    await send({"type": "http.response.body", "body": body, "more_body": True})
-    stream.caller_slow = False
 
 
 def read_head(header: bytes) -> Head:
@@ -112,31 +118,33 @@ def own_headers(call: Call) -> Headers:
     return headers
 
 
-async def problem(send: Send, error: errors.HeadraceError, call: Call | None = None) -> None:
-    """Answer with problem JSON, or raise `Broken` when the answer had begun, so that the caller sees it break."""
-    if call is not None and call.answering:
-        raise Broken(error.detail) from None
-    status, headers, body = problem_of(error, call)
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+def problem(call: Call, exchange: Exchange, error: errors.HeadraceError) -> None:
+    """Answer with problem JSON, or cut an answer that had begun."""
+    if call.answering:
+        exchange.cut()
+    else:
+        exchange.respond(*problem_of(error, call))
 
 
-def problem_of(error: errors.HeadraceError, call: Call | None) -> tuple[int, Headers, bytes]:
+def problem_of(error: errors.HeadraceError, call: Call) -> tuple[int, Headers, bytes]:
     """Status, headers and problem JSON of `error`. What a function's exception says stays in its record."""
-    content = error.problem()
-    content.pop("error", None)
-    headers = [(b"content-type", b"application/problem+json"), (b"headrace-error", error.fault.encode())]
-    if call is not None:
-        content["invocation"] = call.id
-        headers += own_headers(call)
-        if "error" in error.ids:
-            content["detail"] = f"{error.ids['error']['type']}: see `headrace invocations {call.id}` for its message."
-    if error.status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    if error.retryable:
-        headers.append((b"retry-after", b"%d" % error.ids.get("retry_after_s", 1)))
-    return error.status, headers, orjson.dumps(content, default=str)
+    more = {"invocation": call.id}
+    if "error" in error.ids:
+        more["detail"] = f"{error.ids['error']['type']}: see `headrace invocations {call.id}` for its message."
+    status, headers, body = answer_of(error, **more)
+    return status, headers + own_headers(call), body
 
 
-class Broken(Exception):
-    """The answer broke off after it had begun. Left to the server, which cuts the connection."""
+def _trailers(stream: Stream) -> Headers:
+    """The fields after a streamed answer that may be sent there."""
+    trailers: Headers = []
+    try:
+        for name, value in stream.trailers[:_MOST_TRAILERS]:
+            raw, text = name.lower().encode("ascii"), value.encode("latin-1")
+            if raw not in _NO_TRAILERS and not raw.startswith(b"headrace-"):
+                if not _TOKEN.fullmatch(raw) or not _VALUE.fullmatch(text):
+                    raise ValueError(name)
+                trailers.append((raw, text))
+    except (ValueError, TypeError, AttributeError):
+        raise errors.FunctionError("the answer has a trailer that HTTP cannot carry.") from None
+    return trailers

@@ -1,23 +1,15 @@
-"""One call on its way, and the shapes of ASGI that the gateway's rooms share."""
+"""One call on its way: what it will be recorded as."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from headrace import errors
 from headrace.gateway.pool import Member
 from headrace.gateway.routes import Runnable
 from headrace.model import Outcome
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
-Peer = tuple[str, str]  # address and port of a connection's other end, as the server tells them
-
-PATIENCE_S = 0.25  # a call that takes longer has its caller watched for leaving
 
 _OUTCOMES: dict[str, Outcome] = {
     "function_error": "function_error",
@@ -47,7 +39,6 @@ class Call:
         "monotonic",
         "outcome",
         "path",
-        "peer",
         "prefix",
         "queue_ms",
         "runnable",
@@ -58,13 +49,10 @@ class Call:
         "steps",
     )
 
-    def __init__(
-        self, id: str, started_at: float, method: str, path: str, *, peer: Peer, monotonic: Callable[[], float]
-    ) -> None:
+    def __init__(self, id: str, started_at: float, method: str, path: str, monotonic: Callable[[], float]) -> None:
         self.id = id
         self.method = method
         self.path = path
-        self.peer = peer
         self.prefix = ""
         self.monotonic = monotonic
         self.started_at = started_at
@@ -101,9 +89,3 @@ class Call:
             steps = b"".join(b", %s;dur=%.2f" % (name.encode(), ms) for name, ms in (self.steps or {}).items())
             return b"queue;dur=%.2f, start;dur=%.2f%s, run;dur=%.2f" % (self.queue_ms, self.start_ms, steps, run)
         return b"queue;dur=%.2f, run;dur=%.2f" % (self.queue_ms, run)
-
-
-async def gone(receive: Receive) -> None:
-    """Return when the caller has left. What an unread (empty) body still brings is passed over."""
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -1,8 +1,7 @@
-"""The life of a call: route, slot, frame out, frame back, slot returned, record noted.
+"""What every call does, whoever makes it: route, slot, frame out, slot returned, record noted.
 
-The path of a warm call awaits once, for the instance's answer. Around it everything is arithmetic on one event
-loop. Whatever happens (an error, a timeout, a caller who leaves), the slot is released and the record is noted in
-the same `finally`, exactly once.
+HTTP requests (`request`), upgrades (`websocket`) and events of sockets (`events`) are calls. Each step is arithmetic
+on one event loop; only the wait for a free slot is awaited.
 """
 
 from __future__ import annotations
@@ -20,18 +19,16 @@ from headrace import errors, wire
 from headrace.gateway import answer
 from headrace.gateway import link as links
 from headrace.gateway.access import Gatekeeper
-from headrace.gateway.call import PATIENCE_S, Call, Peer, Receive, Scope, Send, gone
+from headrace.gateway.call import Call
 from headrace.gateway.pool import Member, Waiter
 from headrace.gateway.routes import Route, Routes
 from headrace.gateway.sockets import Sockets
-from headrace.gateway.upload import Upload, feed
+from headrace.web.exchange import Exchange
 
 _LONGEST_WAIT = 60.0  # seconds in the queue; a version's own timeout_s may make it shorter
 _SHORTEST_WAIT = 10.0  # ... but a cold start is given at least this
 _LONGEST_PATH = 512  # characters of the path kept in a record
-_MORE: dict[str, Any] = {"more": True}
 _PRIVATE = answer.HOP | {b"authorization"}
-_WHOLE: dict[str, Any] = {}
 
 
 class Invoker:
@@ -72,51 +69,11 @@ class Invoker:
     def in_flight(self) -> int:
         return len(self.calls)
 
-    def begin(self, method: str, path: str, peer: Peer) -> Call:
+    def begin(self, method: str, path: str) -> Call:
         """A call that begins now. Its id is 24 hex digits that sort by time: milliseconds, the process, a counter."""
         now = time.time()
         id = f"{int(now * 1000):011x}{self._salt}{next(self._ids) & 0xFFFFFFF:07x}"
-        return Call(id, now, method, path, peer=peer, monotonic=self.monotonic)
-
-    async def http(
-        self, scope: Scope, receive: Receive, send: Send, *, spelling: str, rest: str, by_host: bool, peer: Peer
-    ) -> None:
-        """Answer one HTTP request to the function `spelling`; `rest` is the path behind it, as sent.
-
-        `by_host`: the function was named by the host, so its root is the host's. `peer` is who holds the connection.
-        """
-        call = self.begin(scope["method"], rest, peer)
-        self.calls.add(call)
-        try:
-            route = await self.route(spelling)
-            call.prefix = "" if by_host else route.prefix
-            self.gatekeeper.check(route, scope["headers"])
-            call.runnable = route.choose(affinity(scope) if route.chooses else None)
-            upload = Upload(scope, receive, self.max_body, self.body_timeout_s)
-            if not upload.empty:
-                await upload.start(call.runnable.timeout_s)
-                call.bytes_in = len(upload.body)
-            try:
-                await self._run(call, route, upload, scope, send)
-            except errors.NotSent:
-                if upload.more:  # some of it was read already
-                    raise
-                self.give_back(call)
-                await self._run(call, route, upload, scope, send)
-        except errors.HeadraceError as error:
-            call.failed(error)
-            await answer.problem(send, error, call)
-        except (asyncio.CancelledError, Exception) as error:  # cancelled, or a fault of our own: the server answers 500
-            call.broke_off(error, "the call was cancelled.")
-            raise
-        finally:
-            self.settle(call)
-
-    async def _run(self, call: Call, route: Route, upload: Upload, scope: Scope, send: Send) -> None:
-        """One instance's turn. Raises `NotSent` when it was lost before it was told anything."""
-        member = self.slot(call, route, scope) or await self.wait(call, None if upload.more else upload.receive)
-        stream = self.open(call, route, member, scope, upload.body, **_MORE if upload.more else _WHOLE)
-        await self._converse(call, stream, upload, send)
+        return Call(id, now, method, path, self.monotonic)
 
     async def route(self, spelling: str) -> Route:
         """The route of `spelling`. A version or alias that is not known (yet) is looked for once more at its source."""
@@ -130,17 +87,17 @@ class Invoker:
 
     # -- slots
 
-    def slot(self, call: Call, route: Route, scope: Scope) -> Member | None:
+    def slot(self, call: Call, route: Route, exchange: Exchange) -> Member | None:
         """A slot that is free now, reserved and noted in `call`; None: `wait` for one."""
         assert call.runnable is not None
-        key = affinity(scope) if route.hashes else None
+        key = affinity(exchange) if route.hashes else None
         member = call.member = call.runnable.pool.take(key)
         return member
 
-    async def wait(self, call: Call, receive: Receive | None) -> Member:
-        """A reserved slot, noted in `call`, after a wait in the queue. `receive` tells when the caller leaves.
+    async def wait(self, call: Call) -> Member:
+        """A reserved slot, noted in `call`, after a wait in the queue.
 
-        Raises `QueueFull`, `NoCapacity`, `ClientGone` or why no instance can start.
+        Raises `QueueFull`, `NoCapacity` or why no instance can start.
         """
         runnable = call.runnable
         assert runnable is not None
@@ -161,7 +118,7 @@ class Invoker:
         waiter = Waiter(began + patience, settle)
         pool.wait(waiter, began)
         try:
-            await _granted_or_gone(granted, receive)
+            await granted
         except BaseException:
             pool.forget(waiter)
             if not granted.done():
@@ -218,12 +175,22 @@ class Invoker:
 
     # -- the conversation with the instance
 
-    def open(self, call: Call, route: Route, member: Member, scope: Scope, body: bytes, **more: Any) -> links.Stream:
+    def open(
+        self,
+        call: Call,
+        route: Route,
+        member: Member,
+        exchange: Exchange,
+        body: bytes,
+        *,
+        settle: links.Settle,
+        **more: Any,
+    ) -> links.Stream:
         """Write the CALL frame; `more` are further fields of its header. Raises `TooLarge` when it would not fit.
 
         The token that opened a private function is the platform's and stays here.
         """
-        client, runnable = scope["client"], call.runnable
+        runnable = call.runnable
         assert runnable is not None
         kept_here = _PRIVATE if route.private else answer.HOP
         header = {
@@ -232,76 +199,30 @@ class Invoker:
             "m": call.method,
             "r": call.prefix,
             "p": call.path,
-            "q": scope["query_string"].decode("latin-1"),
-            "h": [(n.decode("latin-1"), v.decode("latin-1")) for n, v in scope["headers"] if n not in kept_here],
-            "ip": client[0] if client else "",
-            "s": scope["scheme"],
-            "v": scope["http_version"],
+            "q": exchange.query,
+            "h": [(n.decode("latin-1"), v.decode("latin-1")) for n, v in exchange.headers if n not in kept_here],
+            "ip": exchange.client,
+            "s": exchange.scheme,
+            "v": exchange.version,
             **more,
         }
-        return self.write(call, member, header, body)
+        return self.write(call, member, header, body, settle)
 
-    def write(self, call: Call, member: Member, header: dict[str, Any], body: bytes) -> links.Stream:
-        """Write a CALL frame. Raises `TooLarge` when it would not fit."""
+    def write(
+        self, call: Call, member: Member, header: dict[str, Any], body: bytes, settle: links.Settle
+    ) -> links.Stream:
+        """Write a CALL frame; `settle` hears of its answer. Raises `TooLarge` when it would not fit."""
         assert call.runnable is not None
         encoded = orjson.dumps(header)
         if len(encoded) + len(body) > wire.MAX_PAYLOAD:
             raise errors.TooLarge(f"the request's headers and URL take {len(encoded)} bytes: send less.")
         call.sent_at = self.monotonic()
-        return member.link.call(call.id, encoded, body, call.sent_at, call.sent_at + call.runnable.timeout_s)
-
-    async def _converse(self, call: Call, stream: links.Stream, upload: Upload, send: Send) -> None:
-        feeding = None
-        if upload.more:
-            feeding = asyncio.get_running_loop().create_task(feed(call, stream, upload), name=f"upload {call.id}")
-        else:
-            stream.receive = upload.receive
-        try:
-            frame = await stream.answer
-            head = answer.read_head(frame.header)
-            if head.failure is not None and (frame.type != wire.REPLY or not head.answers):
-                raise links.function_error(head.failure)
-            if frame.type == wire.REPLY:
-                await answer.reply(call, send, head, frame.body)
-                if head.failure is not None:  # after an answer of its own, which stands
-                    call.failed(links.function_error(head.failure))
-            elif frame.type == wire.HEAD:
-                # A late instance is ended by the gateway's ticker; here, a little later, a caller who does not read.
-                async with asyncio.timeout_at(stream.deadline + PATIENCE_S):
-                    await answer.relay(call, stream, send, head)
-            else:
-                raise errors.FunctionError("the instance answered an HTTP call as if it were a WebSocket.")
-        except wire.ProtocolError as error:
-            raise errors.FunctionError(f"the instance sent an answer that can't be read: {error}.") from None
-        except TimeoutError:
-            if stream.caller_slow:
-                raise errors.ClientGone("the caller did not read the answer to its end within timeout_s.") from None
-            raise errors.TimedOut("the answer was not complete within the version's timeout_s.") from None
-        finally:
-            stream.close("client")
-            if feeding is not None:
-                feeding.cancel()
-                await asyncio.gather(feeding, return_exceptions=True)
+        return member.link.call(call.id, encoded, body, call.sent_at + call.runnable.timeout_s, settle)
 
 
-async def _granted_or_gone(granted: asyncio.Future[Member], receive: Receive | None) -> None:
-    """Return when the wait is over. Raises `ClientGone` when the caller leaves before."""
-    await asyncio.wait((granted,), timeout=None if receive is None else PATIENCE_S)
-    if granted.done() or receive is None:
-        return
-    leaving = asyncio.ensure_future(gone(receive))
-    try:
-        await asyncio.wait((granted, leaving), return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        leaving.cancel()
-    if not granted.done():
-        raise errors.ClientGone("the caller went away while the call waited for an instance.")
-
-
-def affinity(scope: Scope) -> str | None:
+def affinity(exchange: Exchange) -> str | None:
     """What keeps a caller with its version or instance: its `Headrace-Affinity` header, else its address."""
-    for name, value in scope["headers"]:
+    for name, value in exchange.headers:
         if name == b"headrace-affinity":
-            return str(value.decode("latin-1"))
-    client = scope["client"]
-    return client[0] if client else None
+            return value.decode("latin-1")
+    return exchange.client or None

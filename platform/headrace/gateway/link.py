@@ -1,8 +1,9 @@
 """The framed connection to one instance: many calls at once, each a stream of its own.
 
-One asyncio protocol per instance. A small call is one frame out and one frame in; `Stream.answer` resolves with the
-REPLY or HEAD frame. Larger bodies flow under a window per stream and direction: what the reader has consumed is
-granted back, so a slow client holds at most a window of memory and never its neighbours' frames.
+One asyncio protocol per instance. A small call is one frame out and one frame in; whoever made it is told the REPLY or
+HEAD frame, or the error, by one call of its `settle`, in the very step that the frame arrives in. Larger bodies flow
+under a window per stream and direction: what the reader has consumed is granted back, so a slow client holds at most a
+window of memory and never its neighbours' frames.
 
 All calls of a link run under the same time limit, so streams run out of time in the order in which they began, and
 `overdue` stops at the first that has not: no timer per call.
@@ -17,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from socket import SO_SNDBUF, SOL_SOCKET
 from typing import Any, cast
@@ -33,7 +34,7 @@ _MOST_MESSAGES = 10_000
 _ANSWERS = frozenset((wire.REPLY, wire.HEAD, wire.WS_ACCEPT))  # an answer, or the start of one
 _REMEMBERED = 64  # ended streams, at most, whose late log lines still find their invocation
 
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]  # ASGI's
+Settle = Callable[["wire.Frame | errors.HeadraceError"], None]
 LogSink = Callable[[str, dict[str, Any], bytes], None]  # invocation or "", header of LOG, text
 CommandSink = Callable[["Stream", wire.Frame], None]
 
@@ -54,59 +55,68 @@ class Stream:
         "_held",
         "_link",
         "_more",
-        "_over",
         "_room",
+        "_settle",
         "_window",
-        "answer",
         "caller_slow",
         "deadline",
         "failure",
         "id",
         "invocation",
-        "opened",
         "parts",
-        "receive",
         "relayed",
+        "trailers",
     )
 
-    def __init__(self, link: Link, id: int, invocation: str, opened: float, deadline: float) -> None:
+    def __init__(self, link: Link, id: int, invocation: str, deadline: float, settle: Settle) -> None:
         self._link = link
         self.id = id
         self.invocation = invocation
-        self.opened = opened  # monotonic, as the deadline
-        self.deadline = deadline
+        self.deadline = deadline  # monotonic
         self.caller_slow = False  # true while its time goes by waiting for the caller, not for the function
-        self.receive: Receive | None = None  # where the caller's leaving shows, once a call takes long
         self.failure: errors.FunctionError | None = None  # of the function, after its complete streamed answer
         self.relayed = False  # a WebSocket that an application holds: its messages are relayed, and are no commands
         self.parts: bytearray | None = None  # of a message that a command sends, while it arrives
-        self.answer: asyncio.Future[wire.Frame] = link.loop.create_future()
+        self.trailers: Any = ()  # fields after its streamed answer, as the instance says them
+        self._settle: Settle | None = settle  # until there is an answer, or none will come
         self._chunks: deque[wire.Frame] = deque()
         self._held = 0  # bytes in _chunks, headers too
         self._consumed = 0  # bytes the reader is done with and the instance was not granted yet
         self._ended: errors.HeadraceError | bool = False
         self._more: asyncio.Future[None] | None = None  # the reader waits for a frame
-        self._over: asyncio.Future[None] | None = None
         self._window = wire.WINDOW_SIZE  # bytes that may still be sent
         self._room: asyncio.Future[None] | None = None  # the sender waits for a window
 
     async def frames(self) -> AsyncIterator[wire.Frame]:
-        """BODY or WS frames as they come, until the stream ends. Raises what broke it off."""
-        while True:
-            while self._chunks:
-                frame = self._chunks.popleft()
-                self._held -= len(frame.header) + len(frame.body)
-                yield frame
-                self.grant(len(frame.body))
+        """WS frames as they come, until the stream ends. Raises what broke it off."""
+        while await self._come():
+            frame = self._chunks.popleft()
+            self._held -= len(frame.header) + len(frame.body)
+            yield frame
+            self.grant(len(frame.body))
+
+    async def pieces(self) -> AsyncIterator[list[bytes]]:
+        """What has come of the body since the last time, until the stream ends. Raises what broke it off."""
+        while await self._come():
+            pieces = [frame.body for frame in self._chunks]
+            self._chunks.clear()
+            size, self._held = self._held, 0
+            yield pieces
+            self.grant(size)
+
+    async def _come(self) -> bool:
+        """Wait for a frame; False at the end of the stream. Raises what broke it off."""
+        while not self._chunks:
             if self._ended:
                 if isinstance(self._ended, errors.HeadraceError):
                     raise self._ended
-                return
+                return False
             self._more = self._link.loop.create_future()
             try:
                 await self._more
             finally:
                 self._more = None
+        return True
 
     def grant(self, size: int) -> None:
         """`size` bytes are consumed: the instance may send as many more."""
@@ -146,14 +156,6 @@ class Stream:
             self._link.send(wire.WS_CLOSE, self.id, wire.dumps({"c": code, "r": reason}))
             self.finish(True)
 
-    def over(self) -> asyncio.Future[None]:
-        """Done when the stream has ended."""
-        if self._over is None:
-            self._over = self._link.loop.create_future()
-            if self._ended:
-                self._over.set_result(None)
-        return self._over
-
     def close(self, why: str, how: errors.HeadraceError | bool = True) -> None:
         """Nobody waits for this call any more: tell the instance `why` and finish, unless it has ended already."""
         if not self._ended:
@@ -164,12 +166,13 @@ class Stream:
         """A frame of this stream has arrived (the link calls this)."""
         kind = frame.type
         if kind in _ANSWERS:
-            if not self.answer.done():
-                self.answer.set_result(frame)
+            settle, self._settle = self._settle, None
+            if settle is not None:
                 if kind == wire.REPLY:
                     self.finish(True)
                 elif kind == wire.WS_ACCEPT:
                     self._accepted(frame)
+                settle(frame)
         elif kind == wire.WINDOW:
             granted = wire.loads(frame.header).get("n")
             if isinstance(granted, int) and granted > 0:
@@ -186,6 +189,7 @@ class Stream:
             header = wire.loads(frame.header)
             if header.get("x"):
                 self.failure = function_error(header["x"])
+            self.trailers = header.get("tr") or ()
             self.finish(function_error(header["e"]) if header.get("e") else True)
 
     def _keep(self, frame: wire.Frame) -> None:
@@ -222,12 +226,12 @@ class Stream:
             return
         self._ended = how
         self._link.ended(self)
-        _wake(self._over)
-        if not self.answer.done():
-            silent = errors.FunctionError("the instance ended the call without an answer.")
-            _fail(self.answer, how if isinstance(how, errors.HeadraceError) else silent)
         _wake(self._more)
         _wake(self._room)
+        settle, self._settle = self._settle, None
+        if settle is not None:
+            silent = errors.FunctionError("the instance ended the call without an answer.")
+            settle(how if isinstance(how, errors.HeadraceError) else silent)
 
 
 class Link(asyncio.Protocol):
@@ -245,7 +249,7 @@ class Link(asyncio.Protocol):
         self.log: LogSink | None = None
         self.commands: CommandSink = _no_commands  # frames of a handler about sockets of its function
         self._on_lost = on_lost
-        self._decoder = wire.Decoder()
+        self._decoder = wire.Decoder(apart=True)
         self._transport: asyncio.WriteTransport | None = None
         self._out: list[bytes | memoryview] = []  # frames of this turn of the loop
         self._apart = False  # long bodies are among them, beside their prefixes
@@ -273,7 +277,7 @@ class Link(asyncio.Protocol):
         self.lost = True
         unsent = self._next_unsent if self._out else self._next + 1
         for stream in [stream for number, stream in self._streams.items() if number >= unsent]:
-            stream.finish(self._not_sent())
+            self.loop.call_soon(stream.finish, self._not_sent())  # once the instance is known to be lost
         _wake(self.gone)
         died = errors.InstanceDied("the instance ended before it was ready.", instance=self.instance)
         for waiting in (self.connected, self._loaded):
@@ -358,15 +362,18 @@ class Link(asyncio.Protocol):
     def in_flight(self) -> int:
         return len(self._streams)
 
-    def call(self, invocation: str, header: bytes, body: bytes, opened: float, deadline: float) -> Stream:
-        """Open a stream with a CALL frame. Times are monotonic. Nothing is written when the link is lost."""
+    def call(self, invocation: str, header: bytes, body: bytes, deadline: float, settle: Settle) -> Stream:
+        """Open a stream with a CALL frame. `settle` hears once of its answer, or why there is none, perhaps at once.
+
+        The deadline is monotonic. Nothing is written when the link is lost.
+        """
         self._next += 1
-        stream = self._streams[self._next] = Stream(self, self._next, invocation, opened, deadline)
+        stream = self._streams[self._next] = Stream(self, self._next, invocation, deadline, settle)
         self.send(wire.CALL, self._next, header, body)
         if self._abandoned is not None:
             stream.finish(self._abandoned)
         elif self.lost:
-            stream.finish(self._not_sent())
+            self.loop.call_soon(stream.finish, self._not_sent())
         return stream
 
     def _not_sent(self) -> errors.NotSent:
@@ -377,7 +384,11 @@ class Link(asyncio.Protocol):
             if not self._out:
                 self._next_unsent = self._next + (type != wire.CALL)
                 self.loop.call_soon(self._flush if len(self._streams) < 2 else self._flush_soon)
-            self._out.append(wire.encode(type, stream, header, body))
+            if len(body) < _APART:
+                self._out.append(wire.encode(type, stream, header, body))
+            else:
+                self._out += (wire.prefix(type, stream, header, len(body)), body)
+                self._apart = True
 
     def _flush_soon(self) -> None:
         """A busy link waits for one more turn of the loop: a write and a wake-up of the instance cost many frames."""
@@ -406,16 +417,6 @@ class Link(asyncio.Protocol):
             elif stream.deadline != float("inf"):
                 break
         return late
-
-    def unwatched(self, opened_before: float) -> list[Stream]:
-        """Calls that began before then and whose caller nobody watches yet; they count as watched from now on."""
-        slow = []
-        for stream in self._streams.values():
-            if stream.opened > opened_before:
-                break
-            if stream.receive is not None:
-                slow.append(stream)
-        return slow
 
 
 class _Refusal(asyncio.Protocol):
@@ -459,6 +460,20 @@ def _error(header: dict[str, Any]) -> dict[str, str]:
 def _fail(waiting: asyncio.Future[Any], error: errors.HeadraceError) -> None:
     waiting.set_exception(error)
     waiting.exception()  # seen: the one who waited may be gone already, and that is no news for the log
+
+
+def resolve(future: asyncio.Future[wire.Frame]) -> Settle:
+    """A `settle` for who waits for the answer: `future` gets the frame, or raises the error."""
+
+    def settle(outcome: wire.Frame | errors.HeadraceError) -> None:
+        if future.done():
+            return
+        if isinstance(outcome, errors.HeadraceError):
+            _fail(future, outcome)
+        else:
+            future.set_result(outcome)
+
+    return settle
 
 
 def _wake(waiter: asyncio.Future[None] | None) -> None:

@@ -14,7 +14,8 @@ from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from headrace import errors
-from headrace.gateway.call import Headers, Scope
+from headrace.web.exchange import Exchange
+from headrace.web.head import Headers
 
 Network = IPv4Network | IPv6Network
 
@@ -35,7 +36,7 @@ _TOLD = frozenset(  # of the caller, by whoever sent the request
 _WATCHED = _TOLD | {b"host", b"connection"}
 _FRAMING = frozenset((b"host", b"content-length", b"transfer-encoding"))  # no caller may name these hop-by-hop
 _QUIET = frozenset((b"keep-alive", b"close"))
-_SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
+_SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}  # as proxies say them
 _HOST = re.compile(r"[a-z0-9._-]+(?::\d{1,5})?|\[[0-9a-f:.]+\](?::\d{1,5})?", re.IGNORECASE)
 _PAIR = re.compile(r'\s*([a-z]+)\s*=\s*(?:"([^"]*)"|([^;,"\s]*))\s*', re.IGNORECASE)
 _MOST_HOPS = 100
@@ -49,30 +50,30 @@ class Proxies:
         self._networks = tuple(networks)
         self._known: dict[str, bool] = {}
 
-    def admit(self, scope: Scope) -> None:
-        """Make client, scheme and headers of `scope` those of the caller, free of what was meant for this hop only.
+    def admit(self, request: Exchange) -> None:
+        """Make client, scheme and headers of `request` those of the caller, free of what was meant for this hop only.
 
         Raises `CallerError` for a request without one clear host.
         """
-        headers: Headers = scope["headers"]
+        headers = request.headers
         told = [pair for pair in headers if pair[0] in _WATCHED]
-        peer = scope["client"][0]
+        peer = request.client
         if peer.startswith("::ffff:"):
             peer = _unmapped(peer)
-        scheme = _SCHEMES[scope["scheme"]]
+        scheme = request.scheme
         chain = peer
         plain = told and told[0][0] == b"host" and told[0][1]
         if not (plain and (len(told) == 1 or (len(told) == 2 and told[1][1].lower() in _QUIET))):
-            _check_host(told, scope["http_version"])
-            scope["headers"] = headers = _without(headers, told)
+            _check_host(told, request.version)
+            request.headers = headers = _without(headers, told)
             if self._trusts(peer):
-                peer, scheme, chain = self._believe(scope, told, peer, scheme)
-                headers = scope["headers"]
-        scope["client"] = (peer, 0)
-        scope["scheme"] = scheme
+                peer, scheme, chain = self._believe(request, told, peer, scheme)
+                headers = request.headers
+        request.client = peer
+        request.scheme = scheme
         headers += _forwarding(chain, scheme) if chain is peer else _tell(chain, scheme)
 
-    def _believe(self, scope: Scope, told: Headers, peer: str, scheme: str) -> tuple[str, str, str]:
+    def _believe(self, request: Exchange, told: Headers, peer: str, scheme: str) -> tuple[str, str, str]:
         """Client, scheme and the chain to pass on, as a trusted `peer` tells them; the host goes into the headers."""
         words: dict[bytes, str] = {}
         for name, value in told:
@@ -84,8 +85,8 @@ class Proxies:
         else:
             hops, proto, host = _forwarded(words[b"forwarded"])
         if _HOST.fullmatch(host.strip()):
-            kept = [pair for pair in scope["headers"] if pair[0] != b"host"]
-            scope["headers"] = [(b"host", host.strip().encode()), *kept]
+            kept = [pair for pair in request.headers if pair[0] != b"host"]
+            request.headers = [(b"host", host.strip().encode()), *kept]
         scheme = _SCHEMES.get(proto.strip().lower(), scheme)
         hops = hops[-_MOST_HOPS:]
         return self._caller(hops, peer), scheme, ", ".join((*hops, peer))

@@ -10,6 +10,7 @@ down to the speed of its client; a message to a group is granted at once, so one
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections import deque
@@ -17,10 +18,10 @@ from collections.abc import Callable
 from typing import Any
 
 from headrace import wire
-from headrace.gateway.call import Peer, Send
 from headrace.gateway.link import Stream
 from headrace.gateway.routes import Runnable
 from headrace.model import Target
+from headrace.web.websocket import Closed, WebSocket
 
 RESTART = 1012  # the version of the socket is not served any more, or the node stops: connect again
 POLICY = 1008
@@ -45,7 +46,6 @@ class Socket:
 
     __slots__ = (
         "_room",
-        "_send",
         "_sender",
         "_unsent",
         "_unsent_bytes",
@@ -58,11 +58,10 @@ class Socket:
         "key",
         "leave_at",
         "opened_at",
-        "peer",
-        "reader",
         "runnable",
         "stream",
         "subprotocols",
+        "web",
     )
 
     def __init__(self, room: Room, runnable: Runnable, alias: str | None) -> None:
@@ -71,17 +70,15 @@ class Socket:
         self.runnable = runnable
         self.alias = alias  # whose traffic it came by; None: the URL named the version
         self.address = ""  # of the client
-        self.peer: Peer = ("", "")  # who holds the connection: the client, or its proxy
         self.host = ""  # as the client named it
         self.key: str | None = None  # keeps its events with one instance
         self.subprotocols: tuple[str, ...] = ()  # that the client offers, until it is accepted
         self.stream: Stream | None = None
-        self.reader: asyncio.Task[Any] | None = None  # receives from the client; cancelled when the socket is to end
+        self.web: WebSocket | None = None  # once it is accepted
         self.ending: tuple[int, str] | None = None
         self.leave_at = float("inf")  # loop time
         self.groups: set[str] = set()
         self._room = room
-        self._send: Send | None = None  # once it is accepted
         self._sender: asyncio.Task[None] | None = None
         self._unsent: deque[tuple[bool, bytes, Callable[[], None] | None]] = deque()
         self._unsent_bytes = 0
@@ -96,12 +93,11 @@ class Socket:
             self.ending = (code, reason)
             if self.stream is not None:
                 self.stream.hang_up(code, reason)
-            if self.reader is not None:
-                self.reader.cancel()
+            if self.web is not None:
+                self.web.interrupt()
 
-    def attend(self, send: Send) -> None:
-        """It is accepted: what waits may leave."""
-        self._send = send
+    def attend(self) -> None:
+        """It is accepted by a plain handler: what waits may leave."""
         self._wake_sender()
 
     def say(self, text: bool, data: bytes, left: Callable[[], None] | None = None) -> None:
@@ -115,31 +111,21 @@ class Socket:
             self._drop()
             self._tell(left)
             return
+        if self.web is not None and not self._unsent and self._sender is None and self.web.writable:
+            self._write(self.web, text, data)
+            self._tell(left)
+            return
         self._unsent.append((text, data, left))
         self._unsent_bytes += len(data)
         self._wake_sender()
 
-    async def read(self, work: asyncio.Task[Any]) -> Any:
-        """The result of `work`, which receives from the client; None when the socket is to be closed."""
-        if self.ending is not None:
-            return None
-        self.reader = work
-        try:
-            return await work
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if self.ending is None or (task is not None and task.cancelling()):
-                raise
-            return None
-        finally:
-            self.reader = None
-
-    async def close(self, send: Send, code: int, reason: str) -> None:
+    async def close(self, code: int, reason: str) -> None:
         """Send what waits and then the close frame, as far as the client takes them."""
         if self._sender is not None:
             await asyncio.wait((self._sender,), timeout=CLOSE_S)
         await self._silence()
-        await close(send, code, reason)  # in any case: the server gives a client up that does not take this either
+        if self.web is not None:
+            self.web.close(code, reason)
 
     async def leave(self) -> None:
         """It is over: nothing is kept, and then it is out of the room."""
@@ -153,26 +139,31 @@ class Socket:
             await asyncio.wait((self._sender,))
 
     def _wake_sender(self) -> None:
-        if self._unsent and self._send is not None and self._sender is None:
-            self._sender = asyncio.get_running_loop().create_task(self._send_all(self._send), name=f"socket {self.id}")
+        if self._unsent and self.web is not None and self._sender is None:
+            self._sender = asyncio.get_running_loop().create_task(self._send_all(self.web), name=f"socket {self.id}")
 
-    async def _send_all(self, send: Send) -> None:
+    async def _send_all(self, web: WebSocket) -> None:
         try:
             while self._unsent:
-                text, data, left = self._unsent.popleft()
-                try:
-                    async with asyncio.timeout(STALLED_S):
-                        await send(outgoing(text, data))
-                finally:
+                async with asyncio.timeout(STALLED_S):
+                    await web.drain()
+                if self._unsent:
+                    text, data, left = self._unsent.popleft()
                     self._unsent_bytes -= len(data)
+                    self._write(web, text, data)
                     self._tell(left)
         except TimeoutError:
             self._drop()
             self.end(POLICY, TOO_SLOW)
-        except RuntimeError:  # the server's word for a client that has left; whoever reads learns it too
+        except Closed:  # whoever reads learns it too
             self._drop()
         finally:
             self._sender = None
+
+    @staticmethod
+    def _write(web: WebSocket, text: bool, data: bytes) -> None:
+        with contextlib.suppress(Closed):  # whoever reads learns it too
+            web.write(text, data)
 
     def _drop(self) -> None:
         while self._unsent:
@@ -271,10 +262,6 @@ class Sockets:
     def __len__(self) -> int:
         return sum(len(room.sockets) for room in self._rooms.values())
 
-    def peers(self) -> frozenset[Peer]:
-        """Whose connections are in use although no call is in progress."""
-        return frozenset(socket.peer for room in self._rooms.values() for socket in room.sockets.values())
-
     def open(self, function_id: int, runnable: Runnable, alias: str | None) -> Socket:
         """A socket that is being opened, in the room of its function."""
         room = self._rooms.get(function_id)
@@ -328,22 +315,6 @@ class Sockets:
         for socket in tuple(room.sockets.values()) if room is not None else ():
             if socket.leave_at <= deadline:
                 socket.end(RESTART, "another version is live")
-
-
-async def close(send: Send, code: int, reason: str) -> None:
-    """Send a close frame, if the client takes it: who does not is cut off by the server once the call has returned."""
-    try:
-        async with asyncio.timeout(CLOSE_S):
-            await send({"type": "websocket.close", "code": code, "reason": reason})
-    except (TimeoutError, RuntimeError):  # it does not read, or has left
-        pass
-
-
-def outgoing(text: bool, data: bytes) -> dict[str, Any]:
-    """The message of ASGI's `send`. An instance is not trusted to send UTF-8."""
-    if text:
-        return {"type": "websocket.send", "text": data.decode("utf-8", "replace")}
-    return {"type": "websocket.send", "bytes": data}
 
 
 def sendable(code: object) -> int:

@@ -77,6 +77,15 @@ async def many(scope, receive, send):
     await answer(send, b"ok", headers=headers)
 
 
+async def trailers(scope, receive, send):
+    """A body, then trailers, of which some have no business there."""
+    await send({"type": "http.response.start", "status": 200, "headers": [], "trailers": True})
+    await send({"type": "http.response.body", "body": b"body"})
+    late = [(b"X-Sum", b"b33f"), (b"content-length", b"3"), (b"set-cookie", b"a=1"), (b"headrace-version", b"9")]
+    await send({"type": "http.response.trailers", "headers": late[:1], "more_trailers": True})
+    await send({"type": "http.response.trailers", "headers": late[1:]})
+
+
 async def early(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/x-ndjson")]})
     await asyncio.sleep(1)
@@ -133,6 +142,7 @@ PATHS = {
     "file": file,
     "nothing": nothing,
     "many": many,
+    "trailers": trailers,
     "early": early,
     "down": down,
     "up": up,
