@@ -281,4 +281,4 @@ def test_the_mirror_is_the_one_that_apt_uses(
 ) -> None:
     (tmp_path / name).write_text(content)
     monkeypatch.setattr(images, "_SOURCES", (tmp_path / "missing", tmp_path))
-    assert images._debian_mirror() == ("http://mirror.example/debian" if mirror else None)
+    assert images.debian_mirror() == ("http://mirror.example/debian" if mirror else None)

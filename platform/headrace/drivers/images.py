@@ -211,13 +211,13 @@ def _shortly(error: EngineUnavailable) -> str:
 def _debootstrap(recipe: Image, root: Path) -> list[str]:
     """The command."""
     keyring = [f"--keyring={_KEYRING}"] if _KEYRING.is_file() else []
-    mirror = [found] if (found := _debian_mirror()) else []
+    mirror = [found] if (found := debian_mirror()) else []
     include = "--include=" + ",".join(recipe.packages)
     command = ["unshare", "--mount", "debootstrap", "--variant=minbase", *keyring, include, recipe.suite, str(root)]
     return [*command, *mirror]
 
 
-def _debian_mirror() -> str | None:
+def debian_mirror() -> str | None:
     """The Debian mirror that this machine's own apt uses; None: debootstrap knows one."""
     for place in _SOURCES:
         files = sorted([*place.glob("*.list"), *place.glob("*.sources")]) if place.is_dir() else [place]
