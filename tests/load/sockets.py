@@ -2,8 +2,8 @@
 
 The clients live in this process and keep nothing but a protocol object each. First the sockets are opened and rest:
 the node's resident memory says what one costs. Then messages are sent at a steady rate over sockets taken in turn and
-the handler sends each back, as an event and an answer; what counts is the time from send to echo. The same sockets at
-the bare server show how much of it is the server's own.
+the handler sends each back, as an event and an answer; what counts is the time from send to echo. Beside it stands bare
+Granian with an application that echoes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def run(options: Options) -> Report:
         found = uvloop.run(_measure(platform, platform.url("echo"), count, options))
     with _bare() as (url, process):
         bare = uvloop.run(_measure(process, url, count, options))
-    for subject, seen in (("headrace", found), ("bare server", bare)):
+    for subject, seen in (("headrace", found), ("bare Granian", bare)):
         lost = seen.sent - len(seen.times_ms)
         rate = seen.sent / seen.seconds
         report.rows.append((subject, count, seen.kb, rate, *(quantile(seen.times_ms, q) for q in (0.5, 0.99)), lost))
@@ -55,7 +55,6 @@ def run(options: Options) -> Report:
         report.failures.append(f"{found.sent - len(found.times_ms)} messages did not come back.")
     if count < SOCKETS:
         report.notes.append(f"this machine's limit of open files allows {count:,} sockets, not {SOCKETS:,}.")
-    report.notes.append(f"of {found.kb:.1f} KB a socket the bare server takes {bare.kb:.1f}")
     report.at_most("node memory of an idle socket, KB", found.kb, SOCKET_KB)
     report.at_most("p99 of an echo, ms", quantile(found.times_ms, 0.99), P99_MS)
     return report
