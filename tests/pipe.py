@@ -100,7 +100,11 @@ class Pipe(asyncio.Transport):
         self._unread.clear()
         if not self.lost.is_set():
             self.lost.set()
-            self._loop.call_soon(self._protocol.connection_lost, None)
+            self._loop.call_soon(self._lose)
+
+    def _lose(self) -> None:
+        protocol, self._protocol = self._protocol, asyncio.Protocol()
+        protocol.connection_lost(None)
 
     def is_closing(self) -> bool:
         return self._closing

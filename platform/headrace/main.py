@@ -46,8 +46,8 @@ _HOUSEKEEPING_S = 60.0
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT, _LONGEST_KEPT = 16 << 20, 1 << 20  # bytes at the heap's end that are not given back, and of one piece there
 # Objects, and younger collections, until the next one. A full collection looks at all that calls and sockets hold, some
-# 100 ms with ten thousand sockets, and finds nearly nothing: what ends is freed by its count.
-_COLLECT = (5_000, 50, 500)
+# 100 ms with ten thousand sockets, and finds little: nearly all of what ends is freed by its count.
+_COLLECT = (5_000, 50, 20)
 
 
 def driver_of(settings: Settings) -> Driver:

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable
 
 import pytest
+from websockets.protocol import Protocol
 
 from headrace.errors import CallerError, ClientGone, FunctionError
 from headrace.web.exchange import Exchange
 from headrace.web.http1 import Http1
 from headrace.web.limits import GRACE_S, HELD_BYTES
+from headrace.web.websocket import WebSocket
 from pipe import Pipe
 from web_kit import piped
 
 CHUNKED = b"POST /up HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+_HANDSHAKE = (
+    "Connection: Upgrade",
+    "Upgrade: websocket",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+)
 
 
 class Seen:
@@ -385,3 +394,32 @@ async def test_a_handshake_that_is_none(headers: tuple[str, ...], status: int) -
     seen.pipe.say(get("/", "Connection: Upgrade", "Upgrade: websocket", *headers))
     assert (seen.statuses, seen.exchanges) == ([status], [])
     assert (b"sec-websocket-version: 13" in seen.pipe.sent) == (status == 426)
+
+
+async def test_nothing_of_a_connection_waits_for_the_garbage_collector() -> None:
+    def kept() -> int:
+        return sum(isinstance(thing, Http1 | WebSocket | Protocol) for thing in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = kept()
+        for _ in range(10):
+            exchanges: list[Exchange] = []
+            pipe = piped(Http1, exchanges.append)
+            pipe.say(get())
+            exchanges[0].respond(200, [], b"")
+            pipe.say(get("/", *_HANDSHAKE))
+            socket = exchanges[1].accept([], None, 100)
+            pipe.vanish()
+            await asyncio.sleep(0)
+            assert await socket.receive() is None
+            other = piped(Http1, exchanges.append)
+            other.say(get()[:10])
+            other.vanish()
+            await asyncio.sleep(0)
+            exchanges.clear()
+        del pipe, other, socket
+        assert kept() == before
+    finally:
+        gc.enable()

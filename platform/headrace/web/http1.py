@@ -154,6 +154,10 @@ class Http1(Connection):
         self._current.leave()
         return True
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        del self._parser  # which holds this connection: nobody should have to look for that
+
     def left(self) -> None:
         self._waiting.clear()
         if self._current is not None:
@@ -313,6 +317,7 @@ class Http1(Connection):
         self.port.connections.discard(self)
         self.transport.set_protocol(socket)
         self._resume()
+        del self._parser
 
     def send(self, *parts: bytes) -> None:
         """Write, unless the peer is gone."""

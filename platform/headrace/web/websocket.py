@@ -21,8 +21,7 @@ from headrace.web.limits import FLOOD, GRACE_S
 
 LOST = 1006  # the peer vanished
 
-_quiet = logging.getLogger("headrace.websocket")
-_quiet.setLevel(logging.CRITICAL)  # what a peer breaks is told to it, and is no news for the operator
+_quiet = logging.Logger(__name__, logging.CRITICAL)  # what a peer breaks is told to it, and is no news for the operator
 
 
 class Message(NamedTuple):
@@ -203,6 +202,8 @@ class WebSocket(asyncio.Protocol):
             self._frames.receive_eof()
         self._end()
         self.resume_writing()
+        self._frames.parser.close()  # it and its error hold what holds them: nobody should have to look for that
+        self._frames.parser_exc = None
 
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():
