@@ -232,11 +232,11 @@ def test_a_frame_that_announces_too_much_is_refused_before_it_comes(place: str) 
 
 
 def test_a_message_over_the_limit_is_closed_with_1009(place: str) -> None:
-    """Above what the server itself refuses: 1 MiB to a handler, 16 MiB to an application."""
+    """1 MiB to a handler, 16 MiB to an application."""
     limit = 16 << 20 if "application" in place else 1 << 20
     with connect(place.replace("http", "ws"), max_size=None, ping_interval=None) as peer:
         peer.send(b"x" * (1 << 20))
         assert len(peer.recv(timeout=20)) == 1 << 20
-        peer.send([b"y" * (1 << 20)] * (limit >> 20) + [b"y"])
-        with pytest.raises(Exception, match="1009"):
+        with pytest.raises(Exception, match="1009"):  # it may come before all of it is sent
+            peer.send([b"y" * (1 << 20)] * (limit >> 20) + [b"y"])
             peer.recv(timeout=20)
