@@ -9,7 +9,6 @@ like any call and is done with it; `events` has the rest.
 from __future__ import annotations
 
 import asyncio
-import re
 
 from headrace import errors, wire
 from headrace.gateway import events, sockets
@@ -22,11 +21,11 @@ from headrace.gateway.sockets import Socket
 from headrace.model import LIVE
 from headrace.tasks import Tasks
 from headrace.web.exchange import Exchange
+from headrace.web.upgrade import SUBPROTOCOL
 from headrace.web.websocket import Closed, WebSocket
 
 _GOING_AWAY = 1001
 _INTERNAL = 1011
-_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # of a subprotocol
 _MAX_MESSAGE = 16 << 20  # bytes of one message to or from an application, held while its pieces arrive
 
 
@@ -114,7 +113,7 @@ async def _converse(call: Call, socket: Socket, stream: links.Stream, frame: wir
         return False
     header = links.parse(frame.header)
     handler, chosen = "ev" in header, header.get("sp")
-    if chosen is not None and not (isinstance(chosen, str) and _NAME.fullmatch(chosen)):
+    if chosen is not None and not (isinstance(chosen, str) and SUBPROTOCOL.fullmatch(chosen)):
         raise errors.FunctionError("the answer names a subprotocol that HTTP cannot carry.")
     if handler and chosen is not None and chosen not in socket.subprotocols:
         raise errors.FunctionError("the handler chose a subprotocol that the client does not offer.")

@@ -38,7 +38,7 @@ class Port:
 class Connection(asyncio.Protocol, ABC):
     """One connection. `since` is the loop's time of its last news; `late` judges how long it may be silent."""
 
-    __slots__ = ("_loop", "_paused", "_room", "client", "closing", "port", "since", "transport")
+    __slots__ = ("_loop", "_paused", "_reading", "_room", "client", "closing", "port", "since", "transport")
 
     def __init__(self, port: Port, client: str) -> None:
         self.port = port
@@ -48,6 +48,7 @@ class Connection(asyncio.Protocol, ABC):
         self._loop = asyncio.get_running_loop()
         self.since = self._loop.time()
         self._paused = False  # the peer reads too slowly
+        self._reading = True
         self._room: list[asyncio.Future[None]] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -77,6 +78,17 @@ class Connection(asyncio.Protocol, ABC):
             room = self._loop.create_future()
             self._room.append(room)
             await room
+
+    def _pause(self) -> None:
+        """Read no more for now."""
+        if self._reading and not self.closing:
+            self._reading = False
+            self.transport.pause_reading()
+
+    def _resume(self) -> None:
+        if not self._reading and not self.transport.is_closing():
+            self._reading = True
+            self.transport.resume_reading()
 
     @property
     def flooded(self) -> bool:

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 from headrace.errors import ClientGone, FunctionError, HeadraceError
-from headrace.web.head import Headers
+from headrace.web.head import Headers, has_no_body
 from headrace.web.limits import HELD_BYTES
 from headrace.web.websocket import WebSocket
 
@@ -171,8 +171,20 @@ class Exchange(ABC):
     def accept(self, headers: Headers, subprotocol: str | None, limit: int) -> WebSocket:
         """Answer an upgrade; messages from the peer may have `limit` bytes. Raises `ClientGone`."""
 
-    def _promise(self, headers: Headers) -> bool:
-        """Note the Content-Length among `headers`; False when there is none."""
+    def _whole(self, status: int, body: bytes, length: bytes | None) -> tuple[bytes | None, bytes]:
+        """Content-Length and body of a whole answer, as far as method and status allow them."""
+        if not has_no_body(self.method, status):
+            return b"%d" % len(body), body
+        if status == 204:
+            return None, b""
+        if length is None and body and status != 304:
+            length = b"%d" % len(body)
+        return length, b""
+
+    def _promise(self, status: int, headers: Headers) -> bool:
+        """Note the Content-Length among `headers`; False when only the answer itself can show where it ends."""
+        if has_no_body(self.method, status):
+            return True
         for name, value in headers:
             if name == b"content-length":
                 self._left = int(value)

@@ -43,7 +43,6 @@ class Http1(Connection):
         "_late_bytes",
         "_parser",
         "_raw",
-        "_reading",
         "_spoke",
         "_turning",
         "_url",
@@ -70,7 +69,6 @@ class Http1(Connection):
         self._begun = False  # a head is being read
         self._spoke = False  # there was a request
         self._ended = False  # the peer sends no more
-        self._reading = True
         self._turning = False
 
     # -- what the connection brings
@@ -329,16 +327,6 @@ class Http1(Connection):
 
     # -- patience
 
-    def _pause(self) -> None:
-        if self._reading and not self.closing:
-            self._reading = False
-            self.transport.pause_reading()
-
-    def _resume(self) -> None:
-        if not self._reading and not self.transport.is_closing():
-            self._reading = True
-            self.transport.resume_reading()
-
     def taken(self, exchange: Exchange1) -> None:
         if exchange is self._body and not exchange.full and not self._waiting:
             self._resume()
@@ -393,29 +381,21 @@ class Exchange1(Exchange):
 
     def respond(self, status: int, headers: Headers, body: bytes, length: bytes | None = None) -> None:
         lines = self._head(status, headers)
-        if head.has_no_body(self.method, status):
-            if length is None and body and status not in (204, 304):
-                length = b"%d" % len(body)
-            if length is not None and status != 204:
-                lines.append(b"content-length: %b\r\n" % length)
-            body = b""
-        else:
-            lines.append(b"content-length: %d\r\n" % len(body))
+        length, body = self._whole(status, body, length)
+        if length is not None:
+            lines.append(b"content-length: %b\r\n" % length)
         lines.append(b"\r\n")
         lines.append(body)
         self._connection.send(b"".join(lines))
         self._done()
 
     def start(self, status: int, headers: Headers) -> None:
-        bodiless = head.has_no_body(self.method, status)
-        bounded = self._promise(headers) or bodiless
+        bounded = self._promise(status, headers)
         self._chunked = not bounded and self.version == "1.1"
         self.keeps = self.keeps and (bounded or self._chunked)
         lines = self._head(status, headers)
         if self._chunked:
             lines.append(head.CHUNKED)
-        if bodiless:
-            self._left = None
         lines.append(b"\r\n")
         self._connection.send(b"".join(lines))
 

@@ -47,7 +47,6 @@ class Http2(Connection):
         "_exchanges",
         "_frame_length",
         "_h2",
-        "_listening",
         "_resets",
         "_unacknowledged",
         "_until_frame",
@@ -70,7 +69,6 @@ class Http2(Connection):
         self._empty = 0
         self._until_frame = len(PREFACE)  # bytes until the next frame begins
         self._frame_length = b""  # what has come of its first field
-        self._listening = True
 
     # -- what the connection brings
 
@@ -99,9 +97,8 @@ class Http2(Connection):
                 handle(self, event)
         self._open_window()
         self.flush()
-        if self.flooded and self._listening:
-            self._listening = False
-            self.transport.pause_reading()
+        if self.flooded:
+            self._pause()
 
     def _announces_too_much(self, data: bytes) -> bool:
         """A frame is longer than was agreed, as its head says: h2 would keep it until all of it has come."""
@@ -121,9 +118,7 @@ class Http2(Connection):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if not self._listening and not self.transport.is_closing():
-            self._listening = True
-            self.transport.resume_reading()
+        self._resume()
 
     def eof_received(self) -> bool:
         return False
@@ -294,13 +289,8 @@ class Exchange2(Exchange):
             self._untold = 0
 
     def respond(self, status: int, headers: Headers, body: bytes, length: bytes | None = None) -> None:
-        if head.has_no_body(self.method, status):
-            if length is None and body and status not in (204, 304):
-                length = b"%d" % len(body)
-            body = b""
-        else:
-            length = b"%d" % len(body)
-        if length is not None and status != 204:
+        length, body = self._whole(status, body, length)
+        if length is not None:
             headers = [*headers, (b"content-length", length)]
         self._head(status, headers, bool(body))
         if body:
@@ -310,9 +300,7 @@ class Exchange2(Exchange):
         self._done()
 
     def start(self, status: int, headers: Headers) -> None:
-        self._promise(headers)
-        if head.has_no_body(self.method, status):
-            self._left = None
+        self._promise(status, headers)
         self._head(status, headers, True)
 
     def _head(self, status: int, headers: Headers, goes_on: bool) -> None:

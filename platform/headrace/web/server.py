@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import ssl
 
 from headrace.web.connection import Connection, Port, watch
 from headrace.web.exchange import Handler
 from headrace.web.http1 import Http1
 from headrace.web.http2 import PREFACE, Http2
-
-logger = logging.getLogger(__name__)
 
 _BACKLOG = 4096
 _MOST_CONNECTIONS = 32_768  # WebSockets among them
@@ -114,8 +111,7 @@ class _Opening(Connection):
         protocol.since = self.since
         self.transport.set_protocol(protocol)
         protocol.connection_made(self.transport)
-        if self._first:
-            protocol.data_received(self._first)
+        protocol.data_received(self._first)
 
     def left(self) -> None:
         """Nobody answers it yet."""

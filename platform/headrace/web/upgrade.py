@@ -11,7 +11,7 @@ from websockets.utils import accept_key
 from headrace.errors import CallerError, UpgradeRequired
 from headrace.web.head import Headers
 
-_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # of a subprotocol
+SUBPROTOCOL = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # what its name may be
 _VERSION = b"13"
 
 
@@ -38,7 +38,7 @@ def check(method: str, version: str, headers: Headers) -> tuple[str, ...]:
     for name, value in headers:
         if name == b"sec-websocket-protocol":
             offered += (word.strip() for word in value.decode("latin-1").split(","))
-    return tuple(word for word in offered if _NAME.fullmatch(word))
+    return tuple(word for word in offered if SUBPROTOCOL.fullmatch(word))
 
 
 def answer(request: Headers, subprotocol: str | None, headers: Headers) -> bytes:

@@ -70,7 +70,6 @@ class WebSocket(asyncio.Protocol):
         "_reader",
         "_reading",
         "_room",
-        "_size",
         "_text",
         "_timer",
         "_transport",
