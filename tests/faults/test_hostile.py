@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import virtual_time
-from fleet_kit import house
+from fleet_kit import Program, house
+from headrace import wire
 from headrace.gateway.call import Call
 
 
@@ -51,6 +52,25 @@ def test_a_call_of_a_deleted_version_whose_instance_dies_is_answered_at_once(tmp
             answer = await running
             assert answer.status == 502
             assert asyncio.get_running_loop().time() < 10
+
+    virtual_time.run(scenario())
+
+
+def test_a_body_where_there_is_none_is_not_passed_on(tmp_path: Path) -> None:
+    """On a kept connection it would read as the next answer."""
+
+    class Smuggler(Program):
+        async def _call(self, frame: wire.Frame, writer: asyncio.StreamWriter) -> None:
+            status = wire.loads(frame.header)["p"].strip("/")
+            writer.write(wire.encode(wire.HEAD, frame.stream, b'{"s":%b,"h":[]}' % status.encode()))
+            writer.write(wire.encode(wire.BODY, frame.stream, b"", b"HTTP/1.1 200 OK"))
+            writer.write(wire.encode(wire.END, frame.stream))
+
+    async def scenario() -> None:
+        async with house(tmp_path, program=Smuggler()) as rig:
+            for status, body in ((204, b""), (304, b""), (200, b"HTTP/1.1 200 OK")):
+                answer = await rig.call(f"/{status}")
+                assert (answer.status, answer.body, answer.whole) == (status, body, True)
 
     virtual_time.run(scenario())
 

@@ -14,7 +14,7 @@ from headrace import errors
 from headrace.gateway.call import Call
 from headrace.gateway.link import Stream, parse
 from headrace.web.exchange import Exchange
-from headrace.web.head import Headers
+from headrace.web.head import Headers, has_no_body
 from headrace.web.problem import answer_of
 
 HOP = frozenset(
@@ -67,7 +67,7 @@ async def relay(call: Call, stream: Stream, exchange: Exchange, head: Head) -> N
     exchange.start(head.status, [*head.headers, *head.length, *own_headers(call)])
     call.status, call.answering = head.status, True
     async for pieces in stream.pieces():
-        if call.method != "HEAD":
+        if not has_no_body(call.method, head.status):
             call.bytes_out += sum(map(len, pieces))
             exchange.write(pieces)
             stream.caller_slow = True
