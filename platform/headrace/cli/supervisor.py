@@ -160,7 +160,8 @@ class Child:
         self._backoff = backoff
         self._stop = asyncio.Event()
         self._kill = asyncio.Event()
-        self.tail: deque[str] = deque(maxlen=_TAIL)  # the last lines it wrote
+        self.tail: deque[str] = deque(maxlen=_TAIL)  # the last lines it wrote, in the last life in which it wrote any
+        self._said = self.tail  # in this life
 
     @property
     def log_path(self) -> Path:
@@ -193,7 +194,7 @@ class Child:
 
     async def _run(self) -> tuple[str, str]:
         """One life of the process: how it ended, and what it said last when it ended itself because of a failure."""
-        self.tail.clear()
+        self._said = deque(maxlen=_TAIL)
         try:
             async with spawned(self.role.command, self._environment, self._heard, self._take) as process:
                 self.pid = process.pid
@@ -205,8 +206,8 @@ class Child:
         finally:
             self.pid = None
         assert process.returncode is not None
-        failed = process.returncode > 0 and self.tail
-        return ending(process.returncode), f" It said last: {self.tail[-1]}" if failed else ""
+        failed = process.returncode > 0 and self._said
+        return ending(process.returncode), f" It said last: {self._said[-1]}" if failed else ""
 
     def _take(self, data: bytes) -> None:
         lost = self._file.lost_bytes
@@ -217,7 +218,8 @@ class Child:
             )
 
     def _heard(self, line: str) -> None:
-        self.tail.append(line)
+        self._said.append(line)
+        self.tail = self._said
         if _SEVERE.search(line[:_LEVEL_WITHIN]):
             self._say(f"{self.role.name}: {line}")
 
